@@ -1,0 +1,47 @@
+"""Analytic Subspace Routing: one frozen LLM, one LoRA per domain, one closed-form router.
+
+The library behind the ``asr`` command::
+
+    import asr
+
+    model = asr.RoutedModel.from_pretrained("MODEL")
+    for answer in model.generate(["How do I reset my PIN?"]):
+        print(answer.adapter, answer.text)
+
+Names are loaded on first use, so that ``import asr`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AsrError": "asr.errors",
+    "Generation": "asr.model.routed_model",
+    "RoutedModel": "asr.model.routed_model",
+    "TrainConfig": "asr.train.config",
+    "load_config": "asr.train.config_file",
+    "train_sequence": "asr.train.sequence",
+}
+
+__all__ = [*_LAZY, "__version__"]
+
+if TYPE_CHECKING:
+    from asr.errors import AsrError
+    from asr.model.routed_model import Generation, RoutedModel
+    from asr.train.config import TrainConfig
+    from asr.train.config_file import load_config
+    from asr.train.sequence import train_sequence
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'asr' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

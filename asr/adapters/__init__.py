@@ -1,0 +1,21 @@
+"""Adapters: where they sit, how they are trained onto the base, stored, and applied row by row."""
+
+from asr.adapters.bank import AdapterBank
+from asr.adapters.lora import LoraSettings, attach_for_training, detach
+from asr.adapters.placement import LinearModule, Placement, linear_modules, resolve_placement
+from asr.adapters.storage import StoredAdapter, adapter_sha256, load_adapter, save_adapter
+
+__all__ = [
+    "AdapterBank",
+    "LinearModule",
+    "LoraSettings",
+    "Placement",
+    "StoredAdapter",
+    "adapter_sha256",
+    "attach_for_training",
+    "detach",
+    "linear_modules",
+    "load_adapter",
+    "resolve_placement",
+    "save_adapter",
+]

@@ -1,0 +1,185 @@
+"""Where an adapter sits: explicit full module names, each checked against the base.
+
+A placement is resolved once, before anything is trained, into the complete list of modules. PEFT
+matches names by suffix and ignores what it cannot find; full names and the checks here leave no
+room for either.
+
+Kinds:
+    - ``deep``: every linear module of the decoder layers from the router layer ``L`` up (one pass).
+    - ``all``: every linear module of all decoder layers (two passes).
+    - ``modules``: the full names that the user gives; one pass if all lie in layers >= ``L``.
+
+Left out on purpose: embeddings, the language-model head and parameters that are not a linear
+module (3-D expert weights of mixture-of-experts layers), which plain LoRA files cannot express for
+every engine that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from asr.base.layers import decoder_layers
+from asr.errors import AdapterError, did_you_mean
+
+PlacementKind = Literal["deep", "all", "modules"]
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class LinearModule:
+    """A linear module inside a decoder layer.
+
+    Attributes:
+        name: full name in the base model, e.g. ``model.layers.4.mlp.down_proj``.
+        layer: index of its decoder layer.
+        in_features: input width.
+        out_features: output width.
+        transposed: the weight is stored (in, out), as in ``Conv1D``.
+    """
+
+    name: str
+    layer: int
+    in_features: int
+    out_features: int
+    transposed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Last part of the name: ``down_proj``, ``c_fc``, ..."""
+        return self.name.rpartition(".")[2]
+
+    def lora_parameters(self, rank: int) -> int:
+        """Trainable parameters of a rank-``rank`` LoRA on this module."""
+        return rank * (self.in_features + self.out_features)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A resolved placement.
+
+    Attributes:
+        kind: how it was asked for.
+        modules: the modules that carry an adapter, in layer order.
+        router_layer: the router layer ``L`` that it was resolved against.
+    """
+
+    kind: PlacementKind
+    modules: tuple[LinearModule, ...]
+    router_layer: int
+
+    @property
+    def names(self) -> list[str]:
+        """Full module names in layer order."""
+        return [module.name for module in self.modules]
+
+    @property
+    def passes(self) -> Literal["one", "two"]:
+        """``one`` if every adapted module lies at or above the router layer."""
+        return "one" if min(m.layer for m in self.modules) >= self.router_layer else "two"
+
+    def parameters(self, rank: int) -> int:
+        """Trainable parameters at the given rank."""
+        return sum(module.lora_parameters(rank) for module in self.modules)
+
+    def describe(self) -> str:
+        """One line for people: kind, number of modules, layers, passes."""
+        layers = sorted({module.layer for module in self.modules})
+        span = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
+        count = f"{len(self.modules)} module" + ("s" if len(self.modules) != 1 else "")
+        return f"{self.kind}: {count} in {span}, {self.passes}-pass"
+
+
+def linear_modules(model: nn.Module) -> list[LinearModule]:
+    """List the linear modules (``nn.Linear`` and its quantised kinds, ``Conv1D``) of every layer.
+
+    Raises:
+        BaseModelError: if the decoder layers cannot be found.
+        AdapterError: if they hold no linear module.
+    """
+    found = decoder_layers(model)
+    modules: list[LinearModule] = []
+    for index, layer in enumerate(found.modules):
+        for name, module in layer.named_modules():
+            if isinstance(module, Conv1D):
+                rows, columns = module.weight.shape
+                full = f"{found.path}.{index}.{name}"
+                modules.append(LinearModule(full, index, rows, columns, transposed=True))
+            elif isinstance(module, nn.Linear):
+                modules.append(
+                    LinearModule(
+                        f"{found.path}.{index}.{name}",
+                        index,
+                        module.in_features,
+                        module.out_features,
+                    )
+                )
+    if not modules:
+        raise AdapterError(
+            f"{type(model).__name__} has no linear module in its decoder layers; "
+            "LoRA needs nn.Linear or Conv1D modules, choose another base"
+        )
+    return modules
+
+
+def resolve_placement(
+    model: nn.Module, kind: str | dict[str, Sequence[str]], router_layer: int
+) -> Placement:
+    """Resolve what the config asks for into explicit modules.
+
+    Args:
+        model: the plain base model.
+        kind: ``"deep"``, ``"all"`` or ``{"modules": [full names]}``.
+        router_layer: the router layer ``L``.
+
+    Raises:
+        AdapterError: if a name matches no linear module (nearest name shown), a name stands twice,
+            the list is empty, or the kind is unknown.
+    """
+    candidates = linear_modules(model)
+    if kind == "all":
+        return Placement("all", tuple(candidates), router_layer)
+    if kind == "deep":
+        deep = tuple(module for module in candidates if module.layer >= router_layer)
+        if not deep:
+            raise AdapterError(
+                f"placement 'deep' finds no linear module from layer {router_layer} up; "
+                "lower router.layer or name the modules"
+            )
+        return Placement("deep", deep, router_layer)
+    if isinstance(kind, dict) and set(kind) == {"modules"}:
+        return Placement("modules", _named(candidates, list(kind["modules"])), router_layer)
+    raise AdapterError(f"placement {kind!r} is unknown; use deep, all or modules: [full names]")
+
+
+def _named(candidates: list[LinearModule], names: list[str]) -> tuple[LinearModule, ...]:
+    by_name = {module.name: module for module in candidates}
+    if not names:
+        raise AdapterError("placement.modules is empty; name at least one module")
+    for name in names:
+        if name not in by_name:
+            raise AdapterError(_no_such_module(name, by_name))
+        if names.count(name) > 1:
+            raise AdapterError(f"placement.modules names '{name}' twice")
+    chosen = set(names)
+    return tuple(module for module in candidates if module.name in chosen)
+
+
+def _no_such_module(name: str, by_name: dict[str, LinearModule]) -> str:
+    endings = [known for known in by_name if known.endswith(f".{name}")]
+    if endings:
+        example = endings[-1]
+        return (
+            f"placement.modules: '{name}' is not a full name; {len(endings)} modules end in it, "
+            f"e.g. '{example}'"
+        )
+    kinds = sorted({module.kind for module in by_name.values()})
+    listing = ", ".join(kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+    return (
+        f"placement.modules: no linear module '{name}'{did_you_mean(name, by_name)}; "
+        f"full names look like '{next(reversed(by_name))}', module kinds are {listing}"
+    )

@@ -1,0 +1,202 @@
+"""Adapter folders on disk: plain PEFT files, written once, loaded strictly in both directions.
+
+``adapters/<domain>/`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and
+``README.md``. PEFT and vLLM read it as it is; the fingerprint of the base stands in the safetensors
+header, where they ignore it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from asr.adapters.lora import TRAINING_NAME
+from asr.errors import AdapterError
+
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+README = "README.md"
+_FINGERPRINT = "asr_base_fingerprint"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter read from its folder.
+
+    Attributes:
+        config: PEFT's configuration.
+        tensors: state dict in PEFT's naming, without an adapter name in the keys.
+        modules: full names of the adapted modules, sorted.
+        rank: LoRA rank.
+        sha256: hash of the tensor file.
+        base_fingerprint: fingerprint of the base it was trained on, None if foreign.
+    """
+
+    config: LoraConfig
+    tensors: dict[str, Tensor]
+    modules: tuple[str, ...]
+    rank: int
+    sha256: str
+    base_fingerprint: str | None
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hash of the adapter's tensor file, hex.
+
+    Raises:
+        AdapterError: if the file is missing.
+    """
+    path = folder / TENSORS
+    if not path.is_file():
+        raise AdapterError(f"{folder} holds no {TENSORS}; it is not a PEFT adapter folder")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_adapter(
+    peft_model: PeftModel, folder: Path, *, domain: str, fingerprint: str, facts: dict[str, Any]
+) -> str:
+    """Write the trained adapter into ``folder`` (which must exist and is published by the caller).
+
+    Args:
+        peft_model: model with the one adapter that training attached.
+        folder: staging folder.
+        domain: domain name, for the README.
+        fingerprint: fingerprint of the base.
+        facts: short facts (data, rank, scores, ...) listed in the README.
+
+    Returns:
+        The hash of the tensor file.
+
+    Raises:
+        AdapterError: if PEFT hands out other tensors than A and B of every adapted module, or a
+            tensor is not finite.
+    """
+    config = peft_model.peft_config[TRAINING_NAME]
+    state = get_peft_model_state_dict(peft_model, adapter_name=TRAINING_NAME)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    _require_keys(set(tensors), set(config.target_modules), f"adapter '{domain}'")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise AdapterError(
+                f"adapter '{domain}': {name} is not finite; training diverged, "
+                "lower training.learning_rate"
+            )
+    # One metadata key only: safetensors writes several in random order, and the hash of the file
+    # would then differ between equal runs.
+    (folder / TENSORS).write_bytes(save(tensors, {_FINGERPRINT: fingerprint}))
+    config.inference_mode = True
+    plain = {key: _plain(value) for key, value in config.to_dict().items()}
+    text = json.dumps(plain, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (folder / README).write_text(_readme(domain, config, facts), encoding="utf-8")
+    return adapter_sha256(folder)
+
+
+def _plain(value: Any) -> Any:
+    """JSON value of a PEFT configuration entry; sets are sorted, so that equal files are equal."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value
+
+
+def load_adapter(folder: Path, *, base_fingerprint: str | None = None) -> StoredAdapter:
+    """Read an adapter folder and check that it is complete and meant for this base.
+
+    Args:
+        folder: adapter folder.
+        base_fingerprint: fingerprint of the served base; None skips the comparison.
+
+    Raises:
+        AdapterError: if a file is missing, truncated or corrupt; if the adapter is no plain LoRA;
+            if tensors are missing, left over or of the wrong shape; if it belongs to another base.
+    """
+    sha256 = adapter_sha256(folder)
+    config = _read_config(folder)
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"{folder / TENSORS} is truncated or corrupt ({error}); restore it from a copy, "
+            "or remove the domain and train it again"
+        ) from error
+    stored = metadata.get(_FINGERPRINT)
+    if base_fingerprint is not None and stored is not None and stored != base_fingerprint:
+        raise AdapterError(
+            f"adapter {folder} belongs to another base (fingerprint {stored[:12]}, this base is "
+            f"{base_fingerprint[:12]}, '{config.base_model_name_or_path}' by name); "
+            "load it with the base it was trained on"
+        )
+    modules = tuple(sorted(config.target_modules))
+    _require_keys(set(tensors), set(modules), f"adapter {folder}")
+    for name, tensor in tensors.items():
+        rank = tensor.shape[0] if name.endswith("lora_A.weight") else tensor.shape[1]
+        if rank != config.r:
+            raise AdapterError(
+                f"adapter {folder}: {name} has rank {rank}, its configuration says {config.r}"
+            )
+    return StoredAdapter(config, tensors, modules, config.r, sha256, stored)
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder} holds no {CONFIG}; it is not a PEFT adapter folder")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        kind = raw["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path} is not a PEFT configuration ({error})") from error
+    if kind != "LORA" or raw.get("use_dora") or raw.get("modules_to_save"):
+        what = "DoRA" if raw.get("use_dora") else kind if kind != "LORA" else "modules_to_save"
+        raise AdapterError(f"{path}: {what} cannot run in a mixed batch; convert it to plain LoRA")
+    if not isinstance(raw.get("target_modules"), list):
+        raise AdapterError(f"{path}: target_modules must be a list of full module names")
+    config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def _require_keys(found: set[str], modules: set[str], what: str) -> None:
+    expected = {
+        f"{_PREFIX}{module}.lora_{part}.weight" for module in modules for part in ("A", "B")
+    }
+    if found == expected:
+        return
+    missing, left_over = sorted(expected - found), sorted(found - expected)
+    first = f"first missing: {missing[0]}" if missing else f"first left over: {left_over[0]}"
+    raise AdapterError(
+        f"{what}: {len(found & expected)} of {len(expected)} tensors match its configuration, "
+        f"{len(missing)} missing, {len(left_over)} left over; {first}"
+    )
+
+
+def _readme(domain: str, config: LoraConfig, facts: dict[str, Any]) -> str:
+    lines = [
+        "---",
+        f"base_model: {config.base_model_name_or_path}",
+        "library_name: peft",
+        "tags: [lora, analytic-subspace-routing]",
+        "---",
+        f"# {domain}",
+        "",
+        "LoRA adapter of one domain of a routed model. Plain PEFT: it loads with",
+        "`PeftModel.from_pretrained(base, this_folder)` and in vLLM; chosen automatically, it runs",
+        "in the routed model that this folder belongs to.",
+        "",
+        f"- rank {config.r}, alpha {config.lora_alpha}, {len(config.target_modules)} modules",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,80 @@
+"""Two passes through the whole model, behind the interface of the split forward.
+
+The first pass, without adapters, yields the hidden states that enter the router layer; the second,
+with them, starts again at the embedding. It serves adapters below the router layer, and
+architectures whose forward cannot be split. It costs the layers below ``L`` a second time; for an
+architecture that cannot be split, the whole first pass.
+
+Shapes as in :mod:`asr.base.split`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asr.base.layers import decoder_layers
+from asr.base.split import PrefixState, position_ids_of
+from asr.errors import SplitUnsupportedError
+
+
+class WholeForward:
+    """Routing features and logits from two ordinary forward passes.
+
+    Args:
+        model: a Hugging Face causal LM (plain, adapters inside its layers are fine).
+        layer: the router layer ``L``.
+    """
+
+    def __init__(self, model: nn.Module, layer: int) -> None:
+        self.model = model
+        self.layer = layer
+        self._entry = decoder_layers(model).modules[layer]
+
+    @torch.no_grad()
+    def prefix(self, input_ids: Tensor, attention_mask: Tensor) -> PrefixState:
+        """Run the whole model and keep what enters layer ``L``; the cache stays empty."""
+        seen: list[Tensor] = []
+
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+
+        positions = position_ids_of(attention_mask)
+        handle = self._entry.register_forward_pre_hook(record, with_kwargs=True)
+        try:
+            self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=positions,
+                use_cache=False,
+            )
+        finally:
+            handle.remove()
+        return PrefixState(input_ids, attention_mask, positions, seen[0], cache=None)
+
+    @torch.no_grad()
+    def suffix(self, state: PrefixState, logits_to_keep: int = 1) -> Tensor:
+        """Run the whole model on the state's prompt; its own kind of cache goes into the state.
+
+        Returns:
+            (b, logits_to_keep or t, v) logits.
+
+        Raises:
+            SplitUnsupportedError: if the architecture returns no cache to go on from.
+        """
+        output = self.model(
+            input_ids=state.input_ids,
+            attention_mask=state.attention_mask,
+            position_ids=state.position_ids,
+            use_cache=True,
+        )
+        state.cache = getattr(output, "past_key_values", None)
+        if state.cache is None:
+            raise SplitUnsupportedError(
+                f"{type(self.model).__name__} returns no key-value cache to generate from; "
+                "use a base with attention layers"
+            )
+        logits: Tensor = output.logits
+        return logits if logits_to_keep == 0 else logits[:, -logits_to_keep:]

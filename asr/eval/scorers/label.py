@@ -1,0 +1,39 @@
+"""``label``: the first line names the right class, however it is cased, quoted or punctuated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from asr.eval.registry import register
+
+# Sentence marks, quotes and brackets only: '+', '#', '-', '_', '%' and '&' can tell labels apart
+# ("c++" and "c#"), so they stay.
+_SURROUNDING = " \t.,;:!?*\"'`()[]{}<>\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026"
+
+
+def normalise_label(text: str) -> str:
+    """Return the first non-blank line, case-folded, spaces collapsed, surrounding marks removed.
+
+    A label made of marks alone ("?") is kept as it is, so that it does not equal every other.
+    """
+    stripped = text.strip()
+    first = " ".join(stripped.splitlines()[0].split()).casefold() if stripped else ""
+    return first.strip(_SURROUNDING) or first
+
+
+@register
+class LabelScorer:
+    """1.0 where both texts normalise to the same label, else 0.0.
+
+    Left out on purpose: finding the label inside a sentence ("the answer is yes"). It would count
+    "not yes" as right; a model trained on the domain answers with the label alone.
+    """
+
+    name = "label"
+    needs: Literal["text"] = "text"
+    higher_is_better = True
+
+    def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
+        """Return 1.0 or 0.0."""
+        return float(normalise_label(prediction) == normalise_label(reference))

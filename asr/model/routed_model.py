@@ -1,0 +1,432 @@
+"""The routed model: prefix, route, adapter, suffix, generate.
+
+Every request is prefilled up to the router layer once; its features are pooled from that prefix,
+the router decides, and the same prefix goes on with the chosen adapter. Rows of one batch may go to
+different adapters or to the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import GenerationConfig
+
+from asr.adapters import AdapterBank
+from asr.base.load import LoadedBase, Quantisation, Say, load_base
+from asr.base.split import PrefixState, SplitForward
+from asr.base.whole import WholeForward
+from asr.data.prompt import EncodedPrompt, encode_prompt
+from asr.errors import AdapterError, BaseModelError, DataError, DirectoryError, unknown
+from asr.model.canaries import TENSOR, CanaryReport, canary_features, compare_canaries
+from asr.model.directory import ModelDirectory
+from asr.model.features import Forward, batches_by_length, embed, pad_left, pool
+from asr.model.generation import decode, end_token_ids
+from asr.model.manifest import Manifest
+from asr.model.streaming import stream_pieces
+from asr.router import Decision, Router, load_router
+
+AUTO = "auto"
+BASE = "base"
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""A user message, or a conversation as ``[{"role": ..., "content": ...}, ...]``."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: the answer, without special tokens.
+        adapter: the domain whose adapter answered, or ``base``.
+        decision: the router's decision; None where the adapter was named by the caller.
+        prompt_tokens: length of the rendered prompt.
+        new_tokens: tokens generated, the end token included.
+        finish: ``stop`` (the model ended its turn) or ``length``.
+    """
+
+    text: str
+    adapter: str
+    decision: Decision | None
+    prompt_tokens: int
+    new_tokens: int
+    finish: str
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+class RoutedModel:
+    """One base, many adapters, one router. Use :meth:`from_pretrained`.
+
+    Not thread-safe: one worker owns the model.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        manifest: Manifest,
+        directory: ModelDirectory,
+        router: Router,
+        forward: Forward | None = None,
+    ) -> None:
+        self.base = base
+        self.manifest = manifest
+        self.directory = directory
+        self.router = router
+        self.whole = WholeForward(base.model, manifest.contract.layer)
+        self.forward = forward or make_forward(base, manifest.contract.layer, manifest.two_pass)
+        self.bank = AdapterBank(base.model, base.fingerprint)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        base: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantisation: Quantisation | None = None,
+        trust_remote_code: bool = False,
+        say: Say = _silent,
+    ) -> Self:
+        """Load a routed model directory.
+
+        Args:
+            path: the directory that ``asr train`` wrote.
+            base: where the base is, if it is not where training found it.
+            device: see :func:`asr.base.load.load_base`.
+            dtype: see there.
+            quantisation: see there.
+            trust_remote_code: see there.
+            say: receives choices and warnings, one line each.
+
+        Raises:
+            DirectoryError: not a routed model directory, damaged, or without a finished domain.
+            BaseModelError: the base is missing or is another one.
+            RouterError: the router file is missing or damaged.
+            ContractError: the router was made under another feature contract.
+            AdapterError: an adapter file is missing or was changed.
+        """
+        directory = ModelDirectory.open(path)
+        manifest = Manifest.load(directory.path)
+        if not any(entry.router is not None for entry in manifest.domains.values()):
+            raise DirectoryError(
+                f"'{directory.path}' has no finished domain yet; run asr train with --resume"
+            )
+        problems = directory.verify(manifest)
+        if problems:
+            raise AdapterError(problems[0])
+        stored = load_router(directory.router, manifest.contract.hash)
+        loaded = load_base(
+            base or manifest.base.name,
+            device=device,
+            dtype=dtype,
+            quantisation=quantisation,
+            template_text=directory.chat_template.read_text(encoding="utf-8"),
+            trust_remote_code=trust_remote_code,
+            say=say,
+        )
+        require_base(loaded, manifest)
+        model = cls(loaded, manifest, directory, stored.router)
+        if TENSOR in stored.extra_tensors:
+            report = model.canaries(stored.extra_tensors[TENSOR])
+            if report.matters:
+                say(
+                    f"warning: features moved by {report.relative_shift:.1%} since training, scores "
+                    f"by up to {report.score_shift:.3f} (typical margin "
+                    f"{report.typical_margin or 0.0:.3f}); load with dtype="
+                    f"{manifest.numeric.dtype} to get the training's decisions"
+                )
+        return model
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains that can be routed to, in training order."""
+        return tuple(name for name in self.manifest.domains if name in self.router.names)
+
+    def canaries(self, stored: Any) -> CanaryReport:
+        """Compare stored canary features with this process's."""
+        return compare_canaries(stored, canary_features(self.base, self.forward), self.router)
+
+    # -- routing ---------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+        """Render and tokenise prompts.
+
+        Raises:
+            DataError: a prompt is empty, malformed or longer than the base's context; names it by
+                its position.
+        """
+        if not prompts:
+            raise DataError("no prompts given; give at least one")
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            turns = (
+                prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+            )
+            try:
+                encoded.append(
+                    encode_prompt(
+                        turns, self.base.tokenizer, self.base.template, self.base.context_length
+                    )
+                )
+            except DataError as error:
+                where = f"prompt {index + 1}: " if len(prompts) > 1 else ""
+                raise DataError(f"{where}{error}") from error
+        return encoded
+
+    def embed(self, prompts: Sequence[EncodedPrompt]) -> Any:
+        """Pooled features (n, d) float32 of encoded prompts."""
+        return embed(prompts, self.forward, self.base.tokenizer.pad_token_id, self.base.device)
+
+    def route(self, prompts: Sequence[Prompt]) -> list[Decision]:
+        """Decide where prompts go, without answering them: one prefix pass, no adapter."""
+        return self.router.decide(self.embed(self.encode(prompts)))
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | Sequence[str] = AUTO,
+        max_new_tokens: int = 256,
+        batch_size: int = 16,
+        **generation: Any,
+    ) -> list[Generation]:
+        """Answer prompts, each with the adapter that the router chooses for it.
+
+        Args:
+            prompts: user messages or conversations.
+            adapter: ``auto`` routes; a domain's name or ``base`` is used as given; or one such name
+                per prompt.
+            max_new_tokens: most tokens to generate per prompt.
+            batch_size: most prompts in one batch.
+            generation: further fields of ``GenerationConfig``, e.g. ``do_sample``,
+                ``temperature``, ``top_p``, ``repetition_penalty``. The default is greedy.
+
+        Returns:
+            One :class:`Generation` per prompt, in order.
+
+        Raises:
+            DataError: see :meth:`encode`; or prompt and ``max_new_tokens`` exceed the context.
+            AdapterError: an adapter's name is unknown, or its file does not fit.
+            ConfigError: a generation mode that is not supported.
+        """
+        encoded = self.encode(prompts)
+        wanted = self._wanted(adapter, len(encoded))
+        self._require_room(encoded, max_new_tokens)
+        config = self._generation_config(max_new_tokens, generation)
+        results: list[Generation | None] = [None] * len(encoded)
+        lengths = [len(prompt.input_ids) for prompt in encoded]
+        for batch in batches_by_length(lengths, most=batch_size, tokens_per_batch=1 << 30):
+            chosen = [encoded[index] for index in batch]
+            state, decisions, adapters = self._route_batch(
+                chosen, [wanted[index] for index in batch]
+            )
+            for rows in self._groups(adapters):
+                tokens = self._decode(state, rows, adapters, config)
+                for row, new in zip(rows, tokens, strict=True):
+                    results[batch[row]] = self._generation(
+                        chosen[row], adapters[row], decisions[row], new, config
+                    )
+        return [result for result in results if result is not None]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str = AUTO,
+        max_new_tokens: int = 256,
+        **generation: Any,
+    ) -> tuple[Decision | None, str, Iterator[str]]:
+        """Answer one prompt piece by piece.
+
+        Returns:
+            The decision (None if the adapter was named), the adapter's name, and an iterator over
+            pieces of text; the generation runs while it is read.
+
+        Raises:
+            As :meth:`generate`, before anything is generated.
+        """
+        encoded = self.encode([prompt])
+        wanted = self._wanted(adapter, 1)
+        self._require_room(encoded, max_new_tokens)
+        config = self._generation_config(max_new_tokens, generation)
+        state, decisions, adapters = self._route_batch(encoded, wanted)
+        self._make_resident(adapters)
+        pieces = stream_pieces(
+            self.base.tokenizer,
+            lambda streamer: self._decode(state, [0], adapters, config, streamer),
+        )
+        return decisions[0], adapters[0], pieces
+
+    @contextmanager
+    def applied(self, adapters: Sequence[str]) -> Iterator[None]:
+        """Within the block, row ``i`` of every forward pass runs with ``adapters[i]``.
+
+        Args:
+            adapters: domains' names or ``base``.
+
+        Raises:
+            AdapterError: a name is unknown, or its file does not fit.
+        """
+        self._make_resident(adapters)
+        with self.bank.rows([None if name == BASE else name for name in adapters]):
+            yield
+
+    def close(self) -> None:
+        """Take all adapters off; the base's own modules are back in place."""
+        self.bank.close()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _wanted(self, adapter: str | Sequence[str], count: int) -> list[str]:
+        names = [adapter] * count if isinstance(adapter, str) else list(adapter)
+        if len(names) != count:
+            raise AdapterError(f"{len(names)} adapter names for {count} prompts; give one for each")
+        for name in names:
+            if name not in (AUTO, BASE) and name not in self.domains:
+                raise AdapterError(unknown("adapter", name, [AUTO, BASE, *self.domains]))
+        return names
+
+    def _require_room(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> None:
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        if max_new_tokens < 1:
+            raise DataError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+        if longest + max_new_tokens > self.base.context_length:
+            raise DataError(
+                f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the base's "
+                f"context of {self.base.context_length}; shorten the prompt or lower max_new_tokens"
+            )
+
+    def _generation_config(self, max_new_tokens: int, fields: dict[str, Any]) -> GenerationConfig:
+        ends = set(self.base.template.end_of_turn_ids)
+        ends |= end_token_ids(self.base.model.generation_config)
+        return GenerationConfig(
+            **{
+                "max_new_tokens": max_new_tokens,
+                "do_sample": False,
+                "eos_token_id": sorted(ends),
+                "pad_token_id": self.base.tokenizer.pad_token_id,
+                "bos_token_id": self.base.tokenizer.bos_token_id,
+                **fields,
+            }
+        )
+
+    def _route_batch(
+        self, prompts: Sequence[EncodedPrompt], wanted: Sequence[str]
+    ) -> tuple[PrefixState, list[Decision | None], list[str]]:
+        ids, mask = pad_left(
+            [prompt.input_ids for prompt in prompts],
+            self.base.tokenizer.pad_token_id,
+            self.base.device,
+        )
+        state = self.forward.prefix(ids, mask)
+        decisions: list[Decision | None] = [None] * len(prompts)
+        if AUTO in wanted:
+            made = self.router.decide(pool(state.hidden, prompts))
+            decisions = [
+                decision if name == AUTO else None
+                for decision, name in zip(made, wanted, strict=True)
+            ]
+        adapters = [
+            name if decision is None else decision.route
+            for decision, name in zip(decisions, wanted, strict=True)
+        ]
+        return state, decisions, adapters
+
+    def _groups(self, adapters: Sequence[str]) -> Iterator[list[int]]:
+        """Rows that can decode together: those that go on from the prefix, and two-pass ones."""
+        two_pass = {
+            name for name, entry in self.manifest.domains.items() if entry.passes == "two"
+        }
+        for again in (False, True):
+            rows = [i for i, name in enumerate(adapters) if (name in two_pass) == again]
+            if rows:
+                yield rows
+
+    def _make_resident(self, adapters: Sequence[str]) -> None:
+        for name in dict.fromkeys(adapters):
+            if name == BASE or name in self.bank.loaded:
+                continue
+            entry = self.manifest.domains[name].adapter
+            if entry is None:
+                raise AdapterError(f"domain '{name}' has no adapter yet; finish its training")
+            self.bank.load(name, self.directory.adapter(name, entry.version))
+            if self.bank.sha256(name) != entry.sha256:
+                self.bank.unload(name)
+                raise AdapterError(
+                    f"adapter '{name}' was changed since training; restore it from a copy"
+                )
+
+    def _decode(
+        self,
+        state: PrefixState,
+        rows: Sequence[int],
+        adapters: Sequence[str],
+        config: GenerationConfig,
+        streamer: Any = None,
+    ) -> list[list[int]]:
+        names = [adapters[row] for row in rows]
+        two_pass = any(self._passes(name) == "two" for name in names)
+        forward: Forward = self.whole if two_pass else self.forward
+        part = state
+        if len(rows) < len(state.input_ids):
+            part = state.select(torch.tensor(rows, device=state.input_ids.device))
+        with self.applied(names):
+            return decode(
+                self.base.model, part, lambda: forward.suffix(part, 1), config, streamer
+            )
+
+    def _passes(self, name: str) -> str:
+        return "one" if name == BASE else self.manifest.domains[name].passes
+
+    def _generation(
+        self,
+        prompt: EncodedPrompt,
+        adapter: str,
+        decision: Decision | None,
+        new: list[int],
+        config: GenerationConfig,
+    ) -> Generation:
+        stopped = bool(new) and new[-1] in end_token_ids(config)
+        return Generation(
+            text=self.base.tokenizer.decode(new, skip_special_tokens=True),
+            adapter=adapter,
+            decision=decision,
+            prompt_tokens=len(prompt.input_ids),
+            new_tokens=len(new),
+            finish="stop" if stopped else "length",
+        )
+
+
+def make_forward(base: LoadedBase, layer: int, two_pass: bool) -> Forward:
+    """The split forward of a base, or two passes where the config asks for them.
+
+    Raises:
+        SplitUnsupportedError: the architecture cannot be split and two passes were not asked for.
+    """
+    return WholeForward(base.model, layer) if two_pass else SplitForward(base.model, layer)
+
+
+def require_base(base: LoadedBase, manifest: Manifest) -> None:
+    """Refuse a base that is not the one of the manifest.
+
+    Raises:
+        BaseModelError: the fingerprints differ.
+    """
+    if base.fingerprint != manifest.base.fingerprint:
+        raise BaseModelError(
+            f"base '{base.name}' is not the one this model was trained on: fingerprint "
+            f"{base.fingerprint[:12]}, recorded {manifest.base.fingerprint[:12]} for "
+            f"'{manifest.base.name}' ({manifest.base.revision or manifest.base.source}); "
+            "give the right one with --base"
+        )

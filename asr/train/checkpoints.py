@@ -1,0 +1,58 @@
+"""Step checkpoints of the domain in training, and which of them can be trusted.
+
+The Trainer writes a checkpoint file by file; a kill in between leaves a folder that looks like one.
+A marker, written last, tells complete ones. They hold the program's own optimizer state and are
+removed when the domain is done; nothing in them is ever loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from asr.model.atomic import write_json
+
+MARKER = "asr_complete.json"
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+class MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Writes the marker once a checkpoint is on disk."""
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Mark the checkpoint of the current step as complete."""
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every process has written its part
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            write_json(folder / MARKER, {"step": state.global_step})
+
+
+def latest_complete(folder: Path, remove_torn: bool = True) -> Path | None:
+    """Return the newest complete checkpoint under ``folder``, or None.
+
+    Args:
+        folder: ``checkpoints/<domain>/``.
+        remove_torn: delete folders without a marker, which a killed run left.
+    """
+    found: dict[int, Path] = {}
+    for entry in sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []:
+        match = _FOLDER.fullmatch(entry.name)
+        if match is None:
+            continue
+        if (entry / MARKER).is_file():
+            found[int(match[1])] = entry
+        elif remove_torn:
+            shutil.rmtree(entry)
+    return found[max(found)] if found else None

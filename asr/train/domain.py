@@ -1,0 +1,244 @@
+"""One domain through its stages: adapter, router statistics, evaluation.
+
+Each stage ends with its result published and the ledger saved; a stage that the ledger knows to be
+done is not repeated. What a killed stage left behind is removed and made again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.adapters import adapter_sha256, detach, save_adapter
+from asr.base.load import LoadedBase
+from asr.eval.cache import EvalCache
+from asr.eval.evaluate import Evaluator
+from asr.eval.history import extend_matrices
+from asr.model.atomic import staged_folder
+from asr.model.directory import ModelDirectory, file_sha256
+from asr.model.features import Forward
+from asr.model.kept_prompts import write_kept
+from asr.model.manifest import AdapterEntry, CommonPartEntry, DataEntry, Manifest, RouterEntry
+from asr.model.routed_model import RoutedModel
+from asr.model.routing import fit_domain, fit_router, read_domains, store_domain, store_router
+from asr.router import RouterSettings, load_router
+from asr.train.adapter import domain_seed, train_adapter
+from asr.train.config import EvalConfig
+from asr.train.events import Watcher
+from asr.train.prepare import PreparedDomain
+from asr.train.processes import Processes
+from asr.train.rules import choose_save_steps
+
+
+def data_entry(domain: PreparedDomain) -> DataEntry | None:
+    """The manifest's record of a domain's data; None where its file is gone."""
+    data = domain.data
+    if data is None:
+        return None
+    report = data.encoded.report
+    return DataEntry(
+        path=str(data.loaded.path),
+        sha256=data.loaded.sha256,
+        examples=len(data.loaded.examples),
+        train=len(data.train),
+        dev=len(data.dev),
+        calibration=data.calibration,
+        tokens=report.total_tokens,
+        supervised_tokens=report.supervised_tokens,
+        truncated=report.truncated,
+        dropped=len(report.dropped),
+    )
+
+
+class DomainRun:
+    """The stages of the domains of one run.
+
+    Args:
+        base: the loaded base.
+        forward: its split forward.
+        directory: the model directory; locked by the main process.
+        manifest: its ledger; saved by the main process.
+        processes: the processes of the run.
+        watcher: told what happens.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        forward: Forward,
+        directory: ModelDirectory,
+        manifest: Manifest,
+        processes: Processes,
+        watcher: Watcher,
+    ) -> None:
+        self.base = base
+        self.forward = forward
+        self.directory = directory
+        self.manifest = manifest
+        self.processes = processes
+        self.watcher = watcher
+
+    # -- stage 1: the adapter --------------------------------------------------------------------
+
+    def train(self, domain: PreparedDomain) -> None:
+        """Train and publish the adapter. All processes take part.
+
+        Raises:
+            AdapterError, ConfigError, StorageError: see :func:`asr.train.adapter.train_adapter`.
+            KeyboardInterrupt: Ctrl-C; the run can be resumed.
+        """
+        assert domain.data is not None and domain.settings is not None
+        final = self.directory.adapter(domain.name)
+        checkpoints = self.directory.checkpoint(domain.name)
+        rows = domain.data.encoded.rows
+        steps = max(1, len(rows) * domain.settings.epochs // domain.settings.batch_size)
+
+        def begin() -> None:
+            # A published folder that the ledger does not know was made by a killed run, from the
+            # same checkpoints; making it again is cheap and leaves one way to be finished.
+            shutil.rmtree(final, ignore_errors=True)
+            self.update(
+                domain.name,
+                status="training",
+                data=data_entry(domain),
+                common_part=CommonPartEntry(**domain.data.common.to_dict()),
+                test=None if domain.config.test is None else str(domain.config.test),
+                scorer=domain.scorer,
+                placement=domain.placement_record(),
+                passes=domain.placement.passes,
+                training=domain.training_record(),
+                max_new_tokens=domain.max_new_tokens,
+                world_size=self.processes.count,
+            )
+
+        self.processes.on_main(begin)
+        peft_model = None
+        try:
+            peft_model, result = train_adapter(
+                self.base,
+                rows,
+                domain.placement,
+                domain.lora,
+                domain.settings,
+                seed=domain_seed(self.manifest.seed, domain.name),
+                checkpoints=checkpoints,
+                save_steps=domain.config.training.save_steps or choose_save_steps(steps),
+                progress=self.watcher.step,
+            )
+
+            def publish() -> None:
+                facts = {
+                    "examples": len(domain.data.train),
+                    "steps": result.steps,
+                    "learning rate": domain.settings.learning_rate,
+                    "loss at the end": f"{result.loss:.4f}",
+                }
+                with staged_folder(final) as staged:
+                    save_adapter(
+                        peft_model,
+                        staged,
+                        domain=domain.name,
+                        fingerprint=self.base.fingerprint,
+                        facts=facts,
+                    )
+                self.update(
+                    domain.name,
+                    status="trained",
+                    adapter=AdapterEntry(
+                        sha256=adapter_sha256(final),
+                        config_sha256=file_sha256(self.directory.adapter_config(domain.name)),
+                        parameters=domain.placement.parameters(domain.lora.rank),
+                        bytes=self.directory.adapter_weights(domain.name).stat().st_size,
+                        rank=domain.lora.rank,
+                    ),
+                    timings={"train": result.seconds},
+                    tokens_per_second=result.tokens_per_second,
+                )
+                self.watcher.trained(domain, result)
+
+            self.processes.on_main(publish)
+        finally:
+            if peft_model is not None:
+                detach(peft_model)
+
+    # -- stage 2: the router ---------------------------------------------------------------------
+
+    def fit(self, domain: PreparedDomain) -> None:
+        """Embed the training prompts and publish the domain's statistics. Main process only."""
+        assert domain.data is not None
+        began = time.perf_counter()
+        total = len({example.prompt_key for example in domain.data.train})
+        total *= len(self.manifest.contract.views)
+        done = 0
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            self.watcher.progress(f"{domain.name}: router", done, total)
+
+        fitted = fit_domain(
+            domain.name,
+            domain.data.train,
+            domain.data.common,
+            self.base,
+            self.forward,
+            self.manifest.contract,
+            progress,
+        )
+        self.directory.router_folder.mkdir(exist_ok=True)
+        store_domain(self.directory, fitted, self.manifest.contract)
+        if self.manifest.keep_eval:
+            write_kept(self.directory.eval_prompts(domain.name), domain.data.dev)
+        entry = self.manifest.domains[domain.name]
+        self.update(
+            domain.name,
+            status="routed",
+            router=RouterEntry(
+                sha256=file_sha256(self.directory.router_statistics(domain.name)),
+                prompts=fitted.statistics.prompts,
+            ),
+            timings={**entry.timings, "statistics": time.perf_counter() - began},
+        )
+
+    def refit(self, settings: RouterSettings, canaries: NDArray[np.float32]) -> None:
+        """Solve the router over all routed domains and publish it. Main process only."""
+        domains = read_domains(self.directory, self.manifest.routed, self.manifest.contract)
+        router = fit_router(domains, settings, self.manifest.contract, self.base.hidden_size)
+        store_router(self.directory, router, self.manifest.contract, canaries)
+
+    # -- stage 3: the matrix ---------------------------------------------------------------------
+
+    def evaluate(self, name: str, settings: EvalConfig, routing: RouterSettings) -> None:
+        """Score all domains so far on their dev cuts and publish the matrix. Main process only."""
+        began = time.perf_counter()
+        if self.manifest.keep_eval:
+            router = load_router(self.directory.router, self.manifest.contract.hash).router
+            model = RoutedModel(self.base, self.manifest, self.directory, router, self.forward)
+            with EvalCache(self.directory.eval / "answers.jsonl") as cache:
+                try:
+                    evaluator = Evaluator(model, cache, settings.batch_size, self.watcher.progress)
+                    matrices = extend_matrices(
+                        evaluator, routing, settings.max_examples, settings.max_new_tokens
+                    )
+                finally:
+                    model.close()
+            self.watcher.evaluated(name, matrices)
+        entry = self.manifest.domains[name]
+        self.update(
+            name,
+            status="done",
+            timings={**entry.timings, "evaluation": time.perf_counter() - began},
+        )
+        shutil.rmtree(self.directory.checkpoint(name), ignore_errors=True)
+
+    def update(self, name: str, **fields: Any) -> None:
+        """Change a domain's ledger entry and save the ledger."""
+        if name in self.manifest.domains:
+            self.manifest.update(name, **fields)
+        else:
+            self.manifest.add(name, **fields)
+        self.manifest.save(self.directory.path)

@@ -1,0 +1,62 @@
+"""Ctrl-C while a domain trains: finish the step, save a checkpoint, stop.
+
+The first interrupt is answered at the next step's end; a second one stops at once (the last
+checkpoint stays). With several processes they agree on the step at which to stop.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+import torch
+import torch.distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
+    """Trainer callback and context manager; ``interrupted`` tells afterwards whether to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.interrupted = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        # Python delivers signals to the main thread only; elsewhere the caller's handler stays.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Ask the Trainer to save and stop, on all processes at the same step."""
+        if self._any_process_requested(args):
+            self.interrupted = True
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def _any_process_requested(self, args: TrainingArguments) -> bool:
+        if args.world_size == 1:
+            return self.requested
+        flag = torch.tensor([int(self.requested)], device=args.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())

@@ -1,0 +1,164 @@
+"""``key=value`` arguments that change a config before it is validated.
+
+``training.epochs=3 domains.legal.train=legal.jsonl``: the key is a dotted path, the value is YAML.
+Keys are checked against the config's fields here, because a path that leads nowhere can be
+corrected best while the whole argument is at hand; values are checked with the rest of the file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from asr.errors import ConfigError, did_you_mean, unknown
+from asr.model.names import check_domain_name
+from asr.train.config import DomainConfig, TrainConfig
+from asr.train.strict_yaml import parse_value
+
+PATH_FIELDS = frozenset({"train", "dev", "test"})
+"""Fields of a domain that hold a path."""
+
+
+def apply_overrides(
+    raw: dict[str, Any],
+    overrides: Iterable[str],
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Return a copy of ``raw`` (an unvalidated config) with ``overrides`` applied in order.
+
+    Relative paths in overrides start at ``folder`` (default: the current directory, as for every
+    other argument), unlike those in the file, which start at the file.
+
+    Raises:
+        ConfigError: no ``=``, an empty key or value, an unknown key (with the nearest one), a
+            value that is not YAML, a domain that the config does not have and that gets no
+            ``train``, or a path through something that is not a section.
+    """
+    folder = Path.cwd() if folder is None else folder
+    result = copy.deepcopy(raw)
+    arguments = [(argument, *_split(argument)) for argument in overrides]
+    _check_domains(raw, arguments)
+    for argument, keys, text in arguments:
+        _check_keys(argument, keys)
+        try:
+            value = parse_value(text)
+        except ConfigError as error:
+            raise ConfigError(
+                f"override '{argument}': {error}; quote the value to take it as text: "
+                f"{'.'.join(keys)}='\"...\"'"
+            ) from error
+        if value is None and text.strip() not in {"null", "Null", "NULL", "~"}:
+            raise ConfigError(f"override '{argument}' has no value; write {'.'.join(keys)}=null")
+        _place(result, argument, keys, _absolute(keys, value, folder))
+    return result
+
+
+def _split(argument: str) -> tuple[list[str], str]:
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise ConfigError(
+            f"override '{argument}' has no '='; write key=value, e.g. training.epochs=3"
+        )
+    keys = key.strip().split(".")
+    if not all(keys):
+        raise ConfigError(
+            f"override '{argument}' has an empty key; write key=value, e.g. training.epochs=3"
+        )
+    if not value.strip():
+        raise ConfigError(f"override '{argument}' has no value; write {key.strip()}=null")
+    return keys, value
+
+
+def _check_domains(raw: dict[str, Any], arguments: list[tuple[str, list[str], str]]) -> None:
+    domains = raw.get("domains")
+    known = set(domains) if isinstance(domains, dict) else set()
+    for _, keys, _ in arguments:
+        if keys == ["domains"]:
+            return  # replaced as a whole: validation looks at what it then holds
+        if keys[0] == "domains" and (len(keys) == 2 or keys[2] == "train"):
+            known.add(check_domain_name(keys[1]))
+    for argument, keys, _ in arguments:
+        if keys[0] == "domains" and keys[1] not in known:
+            raise ConfigError(
+                f"override '{argument}': {unknown('domain', keys[1], known)} (a new one needs "
+                f"domains.{keys[1]}.train=PATH)"
+            )
+
+
+def _check_keys(argument: str, keys: list[str]) -> None:
+    section: type[BaseModel] | None = TrainConfig
+    walked: list[str] = []
+    rest = list(keys)
+    while rest:
+        where = ".".join(walked)
+        if section is None:
+            raise ConfigError(
+                f"override '{argument}': '{where}' is a single value, it has no '{rest[0]}'"
+            )
+        key = rest.pop(0)
+        if key not in section.model_fields:
+            near = did_you_mean(key, section.model_fields)
+            listing = ", ".join(section.model_fields)
+            place = f"'{where}'" if where else "the config"
+            raise ConfigError(
+                f"override '{argument}': unknown key '{'.'.join([*walked, key])}'{near}; {place} "
+                f"has: {listing}"
+            )
+        walked.append(key)
+        if walked == ["domains"]:
+            section = DomainConfig
+            walked += rest[:1]
+            rest = rest[1:]
+        else:
+            section = _section_of(section, key)
+
+
+def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    annotation = section.model_fields[key].annotation
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _place(tree: dict[str, Any], argument: str, keys: list[str], value: Any) -> None:
+    here = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        below = here.get(key)
+        # An absent or empty section is filled; a placement by name gives way to one by modules.
+        if below is None or (key == "placement" and isinstance(below, str)):
+            below = here[key] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"override '{argument}': '{'.'.join(keys[:depth])}' is {below!r} in the config, "
+                "not a section with keys"
+            )
+        here = below
+    here[keys[-1]] = value
+
+
+def _absolute(keys: list[str], value: Any, folder: Path) -> Any:
+    """Paths on the command line start where the user stands."""
+    if not isinstance(value, str):
+        return value
+    if len(keys) == 3 and keys[0] == "domains" and keys[2] in PATH_FIELDS:
+        return str(folder / Path(value).expanduser())
+    if keys == ["base"]:
+        return locate_base(value, folder)
+    return value
+
+
+def locate_base(base: str, folder: Path) -> str:
+    """Return ``base`` as a path from ``folder`` if it is one there, else as it is (a hub id, ...).
+
+    A value that cannot be anything but a path (``./x``, ``../x``, ``~/x``, ``x.gguf``) becomes one
+    even where nothing exists, so that the error to come names the place that was looked at.
+    """
+    place = folder / Path(base).expanduser()
+    if base.startswith(("./", "../", "~")) or base.endswith(".gguf") or place.exists():
+        return str(place)
+    return base

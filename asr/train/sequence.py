@@ -1,0 +1,235 @@
+"""Train a sequence of domains into a routed model directory, resumably.
+
+The order of work: everything is checked first (config, base, every data file, the ledger); then one
+domain after the other goes through adapter, router statistics, router, evaluation. The ledger
+(``manifest.json``) is saved after every stage, so that a kill at any moment loses at most the work
+since the last step checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy
+import peft
+import torch
+import transformers
+
+import asr
+from asr.base.fingerprint import tensors_hash
+from asr.base.load import LoadedBase, load_base
+from asr.errors import BaseModelError, ConfigError
+from asr.model.atomic import sweep_staging, write_text
+from asr.model.canaries import canary_features
+from asr.model.contract import FeatureContract, NumericContract
+from asr.model.directory import ModelDirectory
+from asr.model.lock import DirectoryLock
+from asr.model.manifest import BaseEntry, Manifest, Versions
+from asr.model.routed_model import make_forward
+from asr.router import RouterSettings
+from asr.train.changes import Resume, RunPlan, check_resume
+from asr.train.config import TrainConfig
+from asr.train.config_file import check_files
+from asr.train.domain import DomainRun
+from asr.train.events import Watcher
+from asr.train.prepare import (
+    PreparedDomain,
+    feature_contract,
+    prepare_domains,
+    router_settings,
+)
+from asr.train.processes import Processes
+
+
+def train_sequence(
+    config: TrainConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    watcher: Watcher | None = None,
+) -> Manifest:
+    """Train all domains of a config, in order.
+
+    Args:
+        config: a validated config (:func:`asr.train.config_file.load_config`).
+        out: the model directory.
+        resume: go on in a directory that holds a routed model; finished domains are not touched,
+            new ones at the end of the config are added.
+        overwrite: delete a routed model that is there and start again.
+        trust_remote_code: run code that comes with the base.
+        watcher: told what happens.
+
+    Returns:
+        The manifest of the finished run.
+
+    Raises:
+        ConfigError: a setting that does not fit, or one that a finished domain was not made with.
+        BaseModelError: the base cannot be loaded, or its weights changed while training.
+        SplitUnsupportedError: the base cannot be split, and ``router.two_pass`` is not set.
+        DataError: a data file, or rows of it, cannot be used.
+        DirectoryError, LockedError: the directory is somebody else's, not empty, damaged, in use.
+        AdapterError, RouterError, StorageError: see the stages.
+        KeyboardInterrupt: Ctrl-C; go on with ``resume=True``.
+    """
+    watcher = watcher or Watcher()
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; give one of them")
+    settings = router_settings(config.router)
+    processes = Processes(cpu=config.device == "cpu")
+    if not processes.is_main:
+        watcher = Watcher()
+    with ExitStack() as stack:
+        stack.callback(processes.close)
+        directory = ModelDirectory(out)
+        lock = directory.lock()
+        earlier = processes.on_main(lambda: _open(directory, resume, overwrite, lock))
+        stack.callback(lock.release)
+        published = _published(earlier)
+        check_files(config, [name for name in config.domains if name not in published])
+        base = load_base(
+            config.base,
+            device=_device(config, processes),
+            dtype=config.dtype,
+            template_text=_stored_template(directory, earlier),
+            trust_remote_code=trust_remote_code,
+            say=watcher.say,
+        )
+        contract = feature_contract(config, base)
+        forward = make_forward(base, contract.layer, config.router.two_pass)
+        domains = prepare_domains(config, base, contract.layer, processes.count, published)
+        plan = RunPlan(base.fingerprint, contract, config.seed, [d.plan for d in domains])
+        manifest = earlier or _new_manifest(config, base, contract)
+        work = check_resume(manifest, plan)
+        processes.on_main(
+            lambda: _publish_start(directory, manifest, config, settings, base, work, overwrite, lock)
+        )
+        watcher.planned(domains, list(work.todo))
+        run = DomainRun(base, forward, directory, manifest, processes, watcher)
+        _run_all(run, domains, work, config, settings)
+        return manifest
+
+
+def _run_all(
+    run: DomainRun,
+    domains: list[PreparedDomain],
+    work: Resume,
+    config: TrainConfig,
+    settings: RouterSettings,
+) -> None:
+    canaries = canary_features(run.base, run.forward)
+    frozen = tensors_hash(run.base.model)
+    by_name = {domain.name: domain for domain in domains}
+    for name in work.todo:
+        domain = by_name[name]
+        run.watcher.domain_started(domain, list(by_name).index(name), len(domains))
+        entry = run.manifest.domains.get(name)
+        if entry is None or entry.status in ("pending", "training"):
+            run.train(domain)
+            if tensors_hash(run.base.model) != frozen:
+                raise BaseModelError(
+                    f"the base's weights changed while '{name}' was trained; this is a bug, please "
+                    "report it with the config"
+                )
+
+        def finish(domain: PreparedDomain = domain) -> None:
+            if run.manifest.domains[domain.name].status == "trained":
+                run.fit(domain)
+            run.refit(settings, canaries)
+            run.evaluate(domain.name, config.eval, settings)
+
+        run.processes.on_main(finish)
+    if not work.todo:
+        # nothing to train, but ridge, abstain or solver may have changed: they are derived
+        run.processes.on_main(lambda: run.refit(settings, canaries))
+    run.processes.on_main(lambda: shutil.rmtree(run.directory.checkpoints, ignore_errors=True))
+
+
+def _open(
+    directory: ModelDirectory, resume: bool, overwrite: bool, lock: DirectoryLock
+) -> Manifest | None:
+    """Lock the directory and read its ledger, if it has one and may be continued."""
+    if resume and directory.is_routed_model:
+        lock.acquire()
+        sweep_staging(directory.path)
+        return Manifest.load(directory.path)
+    if overwrite and directory.path.is_dir():
+        directory.require_replaceable(overwrite)  # deleted only when everything else is checked
+    else:
+        ModelDirectory.create(directory.path)
+    lock.acquire()
+    directory.require_replaceable(overwrite)  # again: another run may have come in between
+    return None
+
+
+def _publish_start(
+    directory: ModelDirectory,
+    manifest: Manifest,
+    config: TrainConfig,
+    settings: RouterSettings,
+    base: LoadedBase,
+    work: Resume,
+    overwrite: bool,
+    lock: DirectoryLock,
+) -> None:
+    """Write what must stand before the first domain: ledger, template, tokenizer."""
+    if overwrite:
+        ModelDirectory.create(directory.path, overwrite=True, lock=lock)
+    for name in (*work.dropped, *work.restart):
+        shutil.rmtree(directory.checkpoint(name), ignore_errors=True)
+    for name in work.dropped:
+        del manifest.domains[name]
+    manifest.router = settings.to_dict()
+    manifest.config = config.plain()
+    if not directory.chat_template.is_file():
+        write_text(directory.chat_template, base.template.text)
+        base.tokenizer.save_pretrained(directory.tokenizer, save_jinja_files=False)
+    manifest.save(directory.path)
+
+
+def _new_manifest(config: TrainConfig, base: LoadedBase, contract: FeatureContract) -> Manifest:
+    return Manifest(
+        versions=Versions(
+            asr=asr.__version__,
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            peft=peft.__version__,
+            numpy=numpy.__version__,
+        ),
+        base=BaseEntry(
+            name=base.name,
+            source=base.resolved.source,
+            revision=base.resolved.revision,
+            fingerprint=base.fingerprint,
+            n_layers=base.n_layers,
+            hidden_size=base.hidden_size,
+            architecture=base.architecture,
+        ),
+        contract=contract,
+        numeric=NumericContract(
+            dtype=base.dtype_name, quantisation=base.quantisation, device=base.device.type
+        ),
+        seed=config.seed,
+        keep_eval=config.keep_eval,
+        two_pass=config.router.two_pass,
+    )
+
+
+def _published(manifest: Manifest | None) -> list[str]:
+    """Domains whose adapter and statistics are there: they need no training file any more."""
+    return [] if manifest is None else manifest.routed
+
+
+def _stored_template(directory: ModelDirectory, manifest: Manifest | None) -> str | None:
+    if manifest is None or not directory.chat_template.is_file():
+        return None
+    return directory.chat_template.read_text(encoding="utf-8")
+
+
+def _device(config: TrainConfig, processes: Processes) -> str:
+    """Every process of a multi-GPU run uses the accelerator that it was given."""
+    return processes.device if config.device == "auto" and processes.count > 1 else config.device

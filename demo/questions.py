@@ -1,0 +1,28 @@
+"""Free questions in a person's own words, one per domain and one outside all of them.
+
+No generator wrote these, and none of their wordings stands in one. They show what routing does with
+what people type: the first two should find their domain, the last should go to the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and the domain it belongs to (None: no domain, the base answers)."""
+
+    text: str
+    domain: str | None
+
+
+QUESTIONS: tuple[Question, ...] = (
+    Question("my flight lands on the 9th of june 2026, how do I put that in the ISO form", "dates"),
+    Question(
+        "hi, the blender you sent me gives off a burning smell, which team looks at this and "
+        "should they hurry?",
+        "triage",
+    ),
+    Question("What could I cook tonight with lentils, carrots and half a cabbage?", None),
+)

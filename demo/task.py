@@ -1,0 +1,36 @@
+"""What a demo domain is: an instruction, and a draw of one message with its one right answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One message in a user's words, the answer, and which rule made it (for error analysis)."""
+
+    message: str
+    answer: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class DemoDomain:
+    """A domain that a generator writes.
+
+    Attributes:
+        name: of the domain and of its files.
+        instruction: first line of every prompt.
+        scorer: name of the scorer (``asr.eval``).
+        draw: makes one example; "test" draws from wordings that "train" never uses.
+    """
+
+    name: str
+    instruction: str
+    scorer: str
+    draw: Callable[[random.Random, Split], Draw]

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from asr.errors import ConfigError
+from asr.train.config import (
+    AdapterConfig,
+    DomainConfig,
+    ModulePlacement,
+    TrainConfig,
+    TrainingConfig,
+)
+from asr.train.config_file import build_config
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    return {"base": "smollm2-135m", "domains": {"legal": {"train": "/d/legal.jsonl"}}} | changes
+
+
+def sections(model: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str]]:
+    for name, field in model.model_fields.items():
+        yield model, name
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from sections(candidate)
+
+
+@pytest.mark.parametrize(("model", "name"), sorted(set(sections(TrainConfig)), key=str))
+def test_every_field_says_what_it_is_in_one_line(model: type[BaseModel], name: str) -> None:
+    text = model.model_fields[name].description
+    assert text and "\n" not in text and len(text) <= 140 and text.endswith(".")
+
+
+def test_the_sections_were_all_looked_at() -> None:
+    assert {model.__name__ for model, _ in sections(TrainConfig)} == {
+        "TrainConfig",
+        "AdapterConfig",
+        "ModulePlacement",
+        "RouterConfig",
+        "TrainingConfig",
+        "EvalConfig",
+        "DomainConfig",
+    }
+
+
+def test_defaults() -> None:
+    config = build_config(raw())
+    assert config.plain() == {
+        "base": "smollm2-135m",
+        "seed": 0,
+        "device": "auto",
+        "dtype": "auto",
+        "keep_eval": True,
+        "adapter": {"placement": "deep", "rank": 8, "alpha": 16.0, "dropout": 0.0},
+        "router": {
+            "layer": None,
+            "solver": "direct",
+            "ridge": None,
+            "absolute_ridge": None,
+            "expansion": 0,
+            "abstain": 0.02,
+            "views": ["templated", "bare"],
+        },
+        "training": {
+            "epochs": 2,
+            "batch_size": None,
+            "learning_rate": None,
+            "schedule": "cosine",
+            "warmup": 0.03,
+            "weight_decay": 0.0,
+            "max_length": 1024,
+            "max_grad_norm": 1.0,
+            "save_steps": None,
+            "gradient_checkpointing": False,
+            "max_steps": None,
+        },
+        "eval": {"max_examples": 200, "max_new_tokens": 256, "batch_size": 16},
+        "domains": {
+            "legal": {
+                "train": "/d/legal.jsonl",
+                "dev": None,
+                "test": None,
+                "scorer": None,
+                "format": None,
+                "limit": None,
+                "max_new_tokens": None,
+                "adapter": {"placement": "deep", "rank": 8, "alpha": 16.0, "dropout": 0.0},
+                "training": config.training.model_dump(),
+            }
+        },
+    }
+
+
+def test_a_domain_holds_its_effective_settings() -> None:
+    config = build_config(
+        raw(
+            adapter={"rank": 4, "placement": "all"},
+            training={"epochs": 5, "learning_rate": 0.01, "batch_size": 2},
+            domains={
+                "plain": {"train": "/d/a"},
+                "own": {
+                    "train": "/d/b",
+                    "adapter": {"placement": {"modules": ["model.layers.3.mlp.down_proj"]}},
+                    # An explicit null and an explicit default are overrides too.
+                    "training": {"epochs": 2, "learning_rate": None},
+                },
+            },
+        )
+    )
+    assert list(config.domains) == ["plain", "own"]
+    assert config.domains["plain"].adapter == config.adapter
+    assert config.domains["plain"].training == config.training
+    own = config.domains["own"]
+    assert own.adapter == AdapterConfig(
+        rank=4, placement=ModulePlacement(modules=("model.layers.3.mlp.down_proj",))
+    )
+    assert own.training == TrainingConfig(epochs=2, learning_rate=None, batch_size=2)
+
+
+def test_effective_settings_load_to_an_equal_config() -> None:
+    config = build_config(
+        raw(
+            adapter={"rank": 4},
+            domains={
+                "a": {
+                    "train": "/d/a",
+                    "adapter": {"rank": 2, "placement": {"modules": ["model.x"]}},
+                }
+            },
+        )
+    )
+    assert build_config(config.plain()) == config
+
+
+def test_the_library_may_build_a_config_from_parts() -> None:
+    config = TrainConfig(
+        base="b",
+        training=TrainingConfig(epochs=7),
+        domains={"a": DomainConfig(train=Path("x"), training=TrainingConfig(warmup=0.0))},
+    )
+    assert config.domains["a"].training == TrainingConfig(epochs=7, warmup=0.0)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+
+
+D = "domains.legal"
+TRAINING_KEYS = (
+    "epochs, batch_size, learning_rate, schedule, warmup, weight_decay, max_length, "
+    "max_grad_norm, save_steps, gradient_checkpointing, max_steps"
+)
+PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"training": {"learnig_rate": 1}},
+            "unknown key 'training.learnig_rate' (did you mean 'learning_rate'?); 'training' has: "
+            + TRAINING_KEYS,
+        ),
+        (
+            {"trainin": {}},
+            "unknown key 'trainin' (did you mean 'training'?); the config has: base, seed, device, "
+            "dtype, keep_eval, adapter, router, training, eval, domains",
+        ),
+        (
+            {"domains": {"legal": {"train": "x", "training": {"zzz": 1}}}},
+            f"unknown key '{D}.training.zzz'; '{D}.training' has: {TRAINING_KEYS}",
+        ),
+        ({"training": {"epochs": "two"}}, "training.epochs: got 'two', expected a whole number"),
+        ({"training": {"epochs": 1.5}}, "training.epochs: got 1.5, expected a whole number"),
+        ({"training": {"epochs": True}}, "training.epochs: got true, expected a whole number"),
+        ({"training": {"epochs": 0}}, "training.epochs: got 0, expected at least 1"),
+        ({"training": {"epochs": None}}, "training.epochs: got null, expected a whole number"),
+        ({"training": {"max_length": 1}}, "training.max_length: got 1, expected at least 2"),
+        (
+            {"training": {"learning_rate": "fast"}},
+            "training.learning_rate: got 'fast', expected a number",
+        ),
+        ({"training": {"learning_rate": 0}}, "training.learning_rate: got 0, expected more than 0"),
+        (
+            {"training": {"learning_rate": float("inf")}},
+            "training.learning_rate: got Infinity, expected a finite number",
+        ),
+        (
+            {"training": {"weight_decay": float("nan")}},
+            "training.weight_decay: got NaN, expected a finite number",
+        ),
+        ({"training": {"warmup": 1.0}}, "training.warmup: got 1.0, expected less than 1"),
+        (
+            {"training": {"schedule": "cosin"}},
+            "training.schedule: got 'cosin' (did you mean 'cosine'?), expected 'cosine', 'linear' "
+            "or 'constant'",
+        ),
+        (
+            {"training": {"gradient_checkpointing": 1}},
+            "training.gradient_checkpointing: got 1, expected true or false",
+        ),
+        ({"training": [1]}, "training: got [1], expected a section with keys"),
+        ({"training": None}, "training: got null, expected a section with keys"),
+        ({"seed": -1}, "seed: got -1, expected at least 0"),
+        ({"seed": 2**32}, "seed: got 4294967296, expected less than 4294967296"),
+        ({"base": 7}, "base: got 7, expected text"),
+        (
+            {"base": ""},
+            "base is empty (Folder, hub id, .gguf file, or built-in: smollm2-135m)",
+        ),
+        (
+            {"device": "gpu"},
+            "device: got 'gpu', expected auto, cpu, cuda, cuda:N, xpu, xpu:N or mps",
+        ),
+        (
+            {"dtype": "float3"},
+            "dtype: got 'float3' (did you mean 'float32'?), expected 'auto', 'float32', "
+            "'bfloat16' or 'float16'",
+        ),
+        ({"adapter": {"placement": "dep"}}, f"adapter.placement: got 'dep', expected {PLACEMENTS}"),
+        ({"adapter": {"placement": []}}, f"adapter.placement: got [], expected {PLACEMENTS}"),
+        (
+            {"adapter": {"placement": {"modules": []}}},
+            f'adapter.placement: got {{"modules": []}}, expected {PLACEMENTS}',
+        ),
+        (
+            {"adapter": {"placement": {"modules": ["a", "a"]}}},
+            'adapter.placement: got {"modules": ["a", "a"]}, expected a list of modules without '
+            "repetitions",
+        ),
+        (
+            {"adapter": {"placement": {"module": ["a"]}}},
+            f'adapter.placement: got {{"module": ["a"]}}, expected {PLACEMENTS}',
+        ),
+        (
+            {"router": {"views": []}},
+            "router.views is empty (Forms in which each training prompt is shown to the router)",
+        ),
+        (
+            {"router": {"views": ["bare", "templatd"]}},
+            "router.views.1: got 'templatd' (did you mean 'templated'?), expected 'templated' or "
+            "'bare'",
+        ),
+        ({"router": {"views": "bare"}}, "router.views: got 'bare', expected a list"),
+        (
+            {"router": {"views": ["bare", "bare"]}},
+            "router: views names one twice: [bare, bare]",
+        ),
+        (
+            {"router": {"ridge": 0.1, "absolute_ridge": 1}},
+            "router: either ridge or absolute_ridge, not both: remove one",
+        ),
+        (
+            {"router": {"ridge": 0.1, "solver": "rls"}},
+            "router: solver rls keeps an absolute ridge: set absolute_ridge instead of ridge, or "
+            "use solver direct",
+        ),
+        ({"domains": {}}, "domains is empty (Domains by name, in training order)"),
+        ({"domains": ["legal"]}, 'domains: got ["legal"], expected a section with keys'),
+        (
+            {"domains": {"legal": "x.jsonl"}},
+            "domains.legal: got 'x.jsonl', expected {train: x.jsonl}",
+        ),
+        ({"domains": {"legal": {}}}, "domains.legal.train is missing (Training examples)"),
+        ({"domains": {"legal": {"train": 3}}}, "domains.legal.train: got 3, expected a path"),
+        (
+            {"domains": {"Legal": {"train": "x"}}},
+            "domain name 'Legal' is not allowed: use lower-case letters, digits, '-' and '_', "
+            "starting with a letter or a digit, at most 64 characters (try 'legal')",
+        ),
+        (
+            {"domains": {"auto": {"train": "x"}}},
+            "domain name 'auto' is reserved (reserved: auto, base, default, none) (try "
+            "'auto-domain')",
+        ),
+        (
+            {"domains": {"legal": {"train": "x", "scorer": "exakt"}}},
+            "unknown scorer 'exakt' (did you mean 'exact'?); there are: exact, label, loss, number",
+        ),
+        (
+            {"domains": {"legal": {"train": "x", "limit": 0}}},
+            "domains.legal.limit: got 0, expected at least 1",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_told_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(raw(**changes), source="domains.yaml")
+    assert str(caught.value) == f"domains.yaml: {message}"
+
+
+def test_a_missing_base_is_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config({"domains": {"a": {"train": "x"}}})
+    assert str(caught.value) == (
+        "config: base is missing (Folder, hub id, .gguf file, or built-in: smollm2-135m)"
+    )
+
+
+def test_what_is_not_plain_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(raw(seed=b"0"))
+    assert str(caught.value) == (
+        "config: Object of type bytes is not JSON serializable; a config holds text, numbers and "
+        "lists"
+    )
+
+
+def test_more_scorers_may_be_known() -> None:
+    domains = {"a": {"train": "x", "scorer": "bleu"}}
+    assert build_config(raw(domains=domains), scorers=["bleu"]).domains["a"].scorer == "bleu"
+
+
+def test_long_values_are_cut() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(raw(dtype="x" * 500))
+    assert f"got '{'x' * 56}...," in str(caught.value)
