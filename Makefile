@@ -23,7 +23,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 .DELETE_ON_ERROR:
 
 demo: $(ENVIRONMENT)
-	@$(BIN)/python demo/run.py
+	@$(BIN)/python -m demo.run
 
 # One thread each in parallel: two busy BLAS pools on the same cores are slower than none.
 test: $(ENVIRONMENT)

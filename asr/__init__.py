@@ -18,23 +18,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from asr.errors import AsrError
+    from asr.model.routed_model import Generation, RoutedModel
+    from asr.train.config import TrainConfig
+    from asr.train.config_file import load_config
+    from asr.train.remove import remove_domain
+    from asr.train.sequence import train_sequence
+
+__all__ = [
+    "AsrError",
+    "Generation",
+    "RoutedModel",
+    "TrainConfig",
+    "__version__",
+    "load_config",
+    "train_sequence",
+]
+
 _LAZY = {
     "AsrError": "asr.errors",
     "Generation": "asr.model.routed_model",
     "RoutedModel": "asr.model.routed_model",
     "TrainConfig": "asr.train.config",
     "load_config": "asr.train.config_file",
+    "remove_domain": "asr.train.remove",
     "train_sequence": "asr.train.sequence",
 }
-
-__all__ = [*_LAZY, "__version__"]
-
-if TYPE_CHECKING:
-    from asr.errors import AsrError
-    from asr.model.routed_model import Generation, RoutedModel
-    from asr.train.config import TrainConfig
-    from asr.train.config_file import load_config
-    from asr.train.sequence import train_sequence
 
 
 def __getattr__(name: str) -> Any:

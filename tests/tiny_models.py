@@ -80,7 +80,9 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
         **_COMMON, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     ),
     "opt": lambda: OPTConfig(
-        **_without("num_key_value_heads", "intermediate_size"), ffn_dim=48, word_embed_proj_dim=HIDDEN
+        **_without("num_key_value_heads", "intermediate_size"),
+        ffn_dim=48,
+        word_embed_proj_dim=HIDDEN,
     ),
 }
 

@@ -1,9 +1,9 @@
 """The bank of adapters: load, validate, apply to the rows of a batch.
 
 One base, many adapters, and a batch whose rows may each want another one or none. The interface is
-``load``, ``unload``, ``rows`` and ``close``; inside, for now, stands PEFT's mixed batch. PEFT leaves
-its hooks behind when a mixed-batch call raises, and the next call then runs with the old adapters
-(peft#3475), so the hooks here are the bank's own and are removed in every case.
+``load``, ``unload``, ``rows`` and ``close``; inside, for now, stands PEFT's mixed batch. PEFT
+leaves its hooks behind when a mixed-batch call raises, and the next call then runs with the old
+adapters (peft#3475), so the hooks here are the bank's own and are removed in every case.
 
 Outside ``rows`` the model *is* the base: adapters are switched off, not merely unused.
 """
@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from asr.adapters.lora import detach
@@ -39,7 +40,8 @@ class AdapterBank:
         base_fingerprint: adapters of another base are refused (None: not compared).
 
     Not thread-safe: one worker owns the model. A decision travels as the argument of :meth:`rows`;
-    there is no active adapter between calls.
+    there is no active adapter between calls. While a :meth:`rows` block is open, everything that
+    would change what its rows run with is refused.
     """
 
     def __init__(self, model: nn.Module, base_fingerprint: str | None = None) -> None:
@@ -47,6 +49,12 @@ class AdapterBank:
         self.base_fingerprint = base_fingerprint
         self._peft: PeftModel | None = None
         self._loaded: dict[str, StoredAdapter] = {}
+        self._open = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a :meth:`rows` block is open: its rows own the model until it ends."""
+        return self._open
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -66,25 +74,19 @@ class AdapterBank:
         Raises:
             AdapterError: if the name is taken, or for any reason of
                 :func:`asr.adapters.storage.load_adapter`, or if a module does not exist in the base
-                or has another shape there.
+                or has another shape there, or while a :meth:`rows` block is open.
         """
+        self._require_idle(f"adapter '{name}' cannot be loaded")
         if name in self._loaded:
             raise AdapterError(f"adapter '{name}' is loaded already; unload it first")
         stored = load_adapter(folder, base_fingerprint=self.base_fingerprint)
         self._check_fits(stored, folder)
         peft_name = _PREFIX + name
-        with quiet_libraries():
-            if self._peft is None:
-                self._peft = PeftModel(self.model, stored.config, adapter_name=peft_name)
-            else:
-                self._peft.add_adapter(peft_name, stored.config)
-            result = set_peft_model_state_dict(self._peft, stored.tensors, adapter_name=peft_name)
-        # Only keys of this adapter count: the base and the other adapters are always "missing".
-        missing = [key for key in result.missing_keys if f".{peft_name}." in key]
-        if missing or result.unexpected_keys:
+        try:
+            self._attach(peft_name, stored, folder)
+        except BaseException:
             self._remove(peft_name, last=not self._loaded)
-            first = (missing or result.unexpected_keys)[0]
-            raise AdapterError(f"adapter {folder} does not fit the base; first key: {first}")
+            raise
         self._loaded[name] = stored
         self._freeze()
 
@@ -92,15 +94,21 @@ class AdapterBank:
         """Drop a resident adapter.
 
         Raises:
-            AdapterError: if there is none of that name.
+            AdapterError: if there is none of that name, or while a :meth:`rows` block is open.
         """
+        self._require_idle(f"adapter '{name}' cannot be unloaded")
         if name not in self._loaded:
             raise AdapterError(unknown("adapter", name, self._loaded))
         del self._loaded[name]
         self._remove(_PREFIX + name, last=not self._loaded)
 
     def close(self) -> None:
-        """Drop all adapters and give the base its own modules back."""
+        """Drop all adapters and give the base its own modules back.
+
+        Raises:
+            AdapterError: while a :meth:`rows` block is open.
+        """
+        self._require_idle("the adapters cannot be taken off")
         self._loaded.clear()
         if self._peft is not None:
             detach(self._peft)
@@ -110,27 +118,27 @@ class AdapterBank:
     def rows(self, names: Sequence[str | None]) -> Iterator[None]:
         """Within the block, row ``i`` of every batch runs with adapter ``names[i]`` (None: base).
 
+        A linear module that gets its batch flattened to (rows x tokens, features), as OPT's feed-
+        forward does, is followed: all tokens of a row belong to it.
+
         Raises:
-            AdapterError: if a name is not loaded, if the block is nested in another one, or, at the
-                end, if a hook outlived it.
+            AdapterError: if a name is not loaded, or if another block is open (even one of base
+                rows only).
         """
+        self._require_idle("rows() cannot be nested")
         for name in names:
             if name is not None and name not in self._loaded:
                 raise AdapterError(unknown("adapter", name, self._loaded))
-        if self._peft is None or all(name is None for name in names):
-            yield
-            return
         layers = self._layers()
-        if any(layer._forward_pre_hooks for layer in layers):
-            raise AdapterError("rows() cannot be nested: the batch already has its adapters")
         peft_names = [_BASE_ROW if name is None else _PREFIX + name for name in names]
 
         def inject(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            return args, {**kwargs, "adapter_names": peft_names}
+            return args, {**kwargs, "adapter_names": _for_rows_of(args[0], peft_names)}
 
-        wanted = set(peft_names)
+        wanted = {_PREFIX + name for name in names if name is not None}
         handles: list[RemovableHandle] = []
         touched: list[LoraLayer] = []
+        self._open = True
         try:
             for layer in layers:
                 if wanted.isdisjoint(layer.lora_A.keys()):
@@ -144,10 +152,32 @@ class AdapterBank:
                 handle.remove()
             for layer in touched:
                 layer._disable_adapters = True
-        if any(layer._forward_pre_hooks for layer in layers):
-            raise AdapterError("a forward hook outlived its batch; reload the model")
+            self._open = False
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _require_idle(self, what: str) -> None:
+        if self._open:
+            raise AdapterError(
+                f"{what}: a batch is running with its adapters; read its answer to the end, or "
+                "close it, first"
+            )
+
+    def _attach(self, peft_name: str, stored: StoredAdapter, folder: Path) -> None:
+        # PEFT draws a start for A that is overwritten: a request's sampling must not notice it
+        with quiet_libraries(), torch.random.fork_rng(devices=[]):
+            if self._peft is None:
+                self._peft = PeftModel(self.model, stored.config, adapter_name=peft_name)
+            else:
+                self._peft.add_adapter(peft_name, stored.config)
+            result: Any = set_peft_model_state_dict(
+                self._peft, stored.tensors, adapter_name=peft_name
+            )
+        # Only keys of this adapter count: the base and the other adapters are always "missing".
+        missing = [key for key in result.missing_keys if f".{peft_name}." in key]
+        if missing or result.unexpected_keys:
+            first = (missing or result.unexpected_keys)[0]
+            raise AdapterError(f"adapter {folder} does not fit the base; first key: {first}")
 
     def _layers(self) -> list[Any]:
         return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
@@ -192,7 +222,9 @@ class AdapterBank:
         if last:
             self.close()
             return
-        self._peft.delete_adapter(peft_name)
+        if peft_name in self._peft.peft_config:
+            with quiet_libraries():
+                self._peft.delete_adapter(peft_name)
         self._freeze()
 
     def __enter__(self) -> AdapterBank:
@@ -201,3 +233,9 @@ class AdapterBank:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+
+def _for_rows_of(batch: Tensor, names: list[str]) -> list[str]:
+    """One name per entry of a module's input: each repeated where rows were flattened to tokens."""
+    if batch.ndim == 2 and len(batch) != len(names) and len(batch) % len(names) == 0:
+        return [name for name in names for _ in range(len(batch) // len(names))]
+    return names

@@ -76,7 +76,10 @@ def attach_for_training(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     torch.manual_seed(seed)
-    peft_model = PeftModel(model, lora_config(placement, settings, base_name), TRAINING_NAME)
+    config = lora_config(placement, settings, base_name)
+    peft_model = PeftModel(model, config, TRAINING_NAME)
+    # From 20 names on PEFT shortens them to endings that fit this base only
+    config.target_modules = placement.names
     attached = [
         name.removeprefix("base_model.model.")
         for name, module in peft_model.named_modules()

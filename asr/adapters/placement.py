@@ -9,9 +9,10 @@ Kinds:
     - ``all``: every linear module of all decoder layers (two passes).
     - ``modules``: the full names that the user gives; one pass if all lie in layers >= ``L``.
 
-Left out on purpose: embeddings, the language-model head and parameters that are not a linear
-module (3-D expert weights of mixture-of-experts layers), which plain LoRA files cannot express for
-every engine that reads them.
+Left out on purpose: embeddings, the language-model head and the experts of mixture-of-experts
+layers. Experts that are 3-D parameters are no linear modules, which plain LoRA files cannot express
+for every engine that reads them; experts that are linear modules see tokens that were picked out of
+the batch, so that in a mixed batch nobody knows whose they are.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Placement:
 def linear_modules(model: nn.Module) -> list[LinearModule]:
     """List the linear modules (``nn.Linear`` and its quantised kinds, ``Conv1D``) of every layer.
 
+    Experts are left out (see above).
+
     Raises:
         BaseModelError: if the decoder layers cannot be found.
         AdapterError: if they hold no linear module.
@@ -105,6 +108,8 @@ def linear_modules(model: nn.Module) -> list[LinearModule]:
     modules: list[LinearModule] = []
     for index, layer in enumerate(found.modules):
         for name, module in layer.named_modules():
+            if "experts" in name.split("."):
+                continue
             if isinstance(module, Conv1D):
                 rows, columns = module.weight.shape
                 full = f"{found.path}.{index}.{name}"

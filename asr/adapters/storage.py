@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from asr.adapters.lora import TRAINING_NAME
+from asr.base.quiet import quiet_libraries
 from asr.errors import AdapterError
 
 TENSORS = "adapter_model.safetensors"
@@ -26,6 +29,37 @@ CONFIG = "adapter_config.json"
 README = "README.md"
 _FINGERPRINT = "asr_base_fingerprint"
 _PREFIX = "base_model.model."
+
+_ANY_VALUE = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "fan_in_fan_out",  # PEFT sets it to what the base's module needs
+        "inference_mode",
+        "layers_pattern",  # these two, and exclude_modules, choose among target_modules: checked
+        "layers_to_transform",  # against the tensors
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+        "alpha_pattern",
+    }
+)
+"""Keys of ``adapter_config.json`` under which a plain LoRA may hold anything.
+
+Any other key may hold only its default: otherwise it asks for a variant, or for an initialisation
+that rewrites the base while the adapter is loaded (PiSSA, OLoRA, CorDA, LoftQ, ...).
+"""
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -81,8 +115,11 @@ def save_adapter(
         AdapterError: if PEFT hands out other tensors than A and B of every adapted module, or a
             tensor is not finite.
     """
-    config = peft_model.peft_config[TRAINING_NAME]
-    state = get_peft_model_state_dict(peft_model, adapter_name=TRAINING_NAME)
+    config: Any = peft_model.peft_config[TRAINING_NAME]
+    # No embeddings: they carry no adapter, and to find out PEFT would ask the hub for the base.
+    state = get_peft_model_state_dict(
+        peft_model, adapter_name=TRAINING_NAME, save_embedding_layers=False
+    )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _require_keys(set(tensors), set(config.target_modules), f"adapter '{domain}'")
     for name, tensor in tensors.items():
@@ -118,7 +155,8 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None = None) -> Stored
 
     Raises:
         AdapterError: if a file is missing, truncated or corrupt; if the adapter is no plain LoRA;
-            if tensors are missing, left over or of the wrong shape; if it belongs to another base.
+            if tensors are missing, left over, of the wrong shape or not finite; if it belongs to
+            another base.
     """
     sha256 = adapter_sha256(folder)
     config = _read_config(folder)
@@ -138,9 +176,14 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None = None) -> Stored
             f"{base_fingerprint[:12]}, '{config.base_model_name_or_path}' by name); "
             "load it with the base it was trained on"
         )
-    modules = tuple(sorted(config.target_modules))
+    modules = tuple(sorted(config.target_modules or ()))
     _require_keys(set(tensors), set(modules), f"adapter {folder}")
     for name, tensor in tensors.items():
+        if tensor.ndim != 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise AdapterError(
+                f"adapter {folder}: {name} is no finite matrix ({tensor.dtype}, shape "
+                f"{list(tensor.shape)}); restore it from a copy, or train it again"
+            )
         rank = tensor.shape[0] if name.endswith("lora_A.weight") else tensor.shape[1]
         if rank != config.r:
             raise AdapterError(
@@ -161,11 +204,46 @@ def _read_config(folder: Path) -> LoraConfig:
     if kind != "LORA" or raw.get("use_dora") or raw.get("modules_to_save"):
         what = "DoRA" if raw.get("use_dora") else kind if kind != "LORA" else "modules_to_save"
         raise AdapterError(f"{path}: {what} cannot run in a mixed batch; convert it to plain LoRA")
-    if not isinstance(raw.get("target_modules"), list):
+    targets = raw.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise AdapterError(f"{path}: target_modules must be a list of full module names")
-    config = LoraConfig.from_pretrained(str(folder))
+    _require_plain(raw, path)
+    try:
+        with quiet_libraries():
+            config = LoraConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, ImportError) as error:
+        raise AdapterError(f"{path} is not a LoRA configuration ({error})") from error
     assert isinstance(config, LoraConfig)
     return config
+
+
+def _require_plain(raw: dict[str, Any], path: Path) -> None:
+    defaults = LoraConfig().to_dict()
+    initialisation = raw.get("init_lora_weights", True)
+    if initialisation not in _PLAIN_INITIALISATIONS:
+        raise AdapterError(
+            f"{path}: init_lora_weights '{initialisation}' rewrites the base; convert the adapter "
+            "to plain LoRA (PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    for key, value in raw.items():
+        # Empty is as good as absent: a newer PEFT writes its new switches turned off.
+        if key in _ANY_VALUE or key == "init_lora_weights" or value in (None, False, [], {}):
+            continue
+        if key not in defaults or value != defaults[key]:
+            raise AdapterError(
+                f"{path}: {key}={json.dumps(value)} is not plain LoRA, or of a PEFT newer than "
+                f"{peft.__version__}; convert the adapter to plain LoRA"
+            )
+    rank, alpha = raw.get("r", defaults["r"]), raw.get("lora_alpha", defaults["lora_alpha"])
+    if not _is_number(rank) or rank < 1 or not _is_number(alpha):
+        raise AdapterError(
+            f"{path}: r={json.dumps(rank)}, lora_alpha={json.dumps(alpha)}; both must be numbers, "
+            "r 1 or more"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require_keys(found: set[str], modules: set[str], what: str) -> None:
@@ -195,7 +273,7 @@ def _readme(domain: str, config: LoraConfig, facts: dict[str, Any]) -> str:
         "`PeftModel.from_pretrained(base, this_folder)` and in vLLM; chosen automatically, it runs",
         "in the routed model that this folder belongs to.",
         "",
-        f"- rank {config.r}, alpha {config.lora_alpha}, {len(config.target_modules)} modules",
+        f"- rank {config.r}, alpha {config.lora_alpha}, {len(config.target_modules or ())} modules",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
     ]

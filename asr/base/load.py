@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from asr.base.chat_template import ChatTemplate
@@ -110,8 +111,9 @@ def load_base(
         say: receives progress and choices, one line each.
 
     Raises:
-        BaseModelError: if the base cannot be found, is no causal LM, stores pickled weights, has no
-            usable tokenizer, or does not fit the device; if bitsandbytes is missing.
+        BaseModelError: if the base cannot be found, is no causal LM, stores pickled weights, has
+            damaged or missing tensors, has no usable tokenizer, or does not fit the device; if
+            bitsandbytes is missing.
     """
     resolved = resolve_base(name, progress=say)
     chosen_device = choose_device(device)
@@ -173,9 +175,13 @@ def _load_model(
     transformers.logging.disable_progress_bar()
     try:
         with quiet_libraries():
-            model = AutoModelForCausalLM.from_pretrained(
-                resolved.path, trust_remote_code=trust_remote_code, **options
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                resolved.path,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
             )
+        model, loading = found
         if quantisation is None:
             model = model.to(device)
     except torch.OutOfMemoryError as error:
@@ -183,15 +189,35 @@ def _load_model(
             f"base '{resolved.name}' does not fit on {device} in {dtype}; "
             "load it with quantisation nf4, or on another device"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except SafetensorError as error:
+        raise BaseModelError(
+            f"a weights file of base '{resolved.name}' is truncated or damaged "
+            f"({_first_line(error)}); copy or download {resolved.path} again"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise BaseModelError(
             f"base '{resolved.name}' cannot be loaded as a causal language model: "
             f"{_first_line(error)}"
         ) from error
+    _require_complete(resolved, loading)
     model.requires_grad_(False)
     model.eval()
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _require_complete(resolved: ResolvedBase, loading: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers draws what is missing at random."""
+    missing = sorted(loading.get("missing_keys") or ())
+    mismatched = sorted(str(entry) for entry in loading.get("mismatched_keys") or ())
+    if not missing and not mismatched:
+        return
+    what = "lack" if missing else "have another shape for"
+    names = missing or mismatched
+    raise BaseModelError(
+        f"the weights of base '{resolved.name}' {what} {len(names)} tensors of its config (first: "
+        f"{names[0]}); copy or download {resolved.path} again"
+    )
 
 
 def _quantisation_config(quantisation: Quantisation, dtype: torch.dtype) -> Any:

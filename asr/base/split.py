@@ -225,7 +225,9 @@ class SplitForward:
         return PrefixState(input_ids, attention_mask, positions, hidden, cache)
 
     @torch.no_grad()
-    def suffix(self, state: PrefixState, logits_to_keep: int = 1, chunk: int | None = None) -> Tensor:
+    def suffix(
+        self, state: PrefixState, logits_to_keep: int = 1, chunk: int | None = None
+    ) -> Tensor:
         """Run the layers from ``L`` up and the head; fills the deep part of ``state.cache``.
 
         Args:
@@ -317,7 +319,8 @@ class SplitForward:
 
     def _check(self) -> None:
         """Compare the split forward with the plain one, bit for bit, on random tokens."""
-        embedding = self.model.get_input_embeddings()
+        model: Any = self.model
+        embedding = model.get_input_embeddings()
         device = embedding.weight.device
         ids = torch.arange(2 * _CHECK_LENGTH, device=device).reshape(2, -1) * 7 + 3
         ids = ids % embedding.weight.shape[0]

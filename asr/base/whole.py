@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.base.layers import decoder_layers
-from asr.base.split import PrefixState, position_ids_of
+from asr.base.split import PrefixState, accepts_logits_to_keep, position_ids_of
 from asr.errors import SplitUnsupportedError
 
 
@@ -49,6 +49,7 @@ class WholeForward:
                 attention_mask=attention_mask,
                 position_ids=positions,
                 use_cache=False,
+                **({"logits_to_keep": 1} if accepts_logits_to_keep(self.model) else {}),
             )
         finally:
             handle.remove()
@@ -64,11 +65,14 @@ class WholeForward:
         Raises:
             SplitUnsupportedError: if the architecture returns no cache to go on from.
         """
+        # Over a long prompt the logits of all positions are larger than everything else together.
+        keep = {"logits_to_keep": logits_to_keep} if accepts_logits_to_keep(self.model) else {}
         output = self.model(
             input_ids=state.input_ids,
             attention_mask=state.attention_mask,
             position_ids=state.position_ids,
             use_cache=True,
+            **keep,
         )
         state.cache = getattr(output, "past_key_values", None)
         if state.cache is None:

@@ -86,7 +86,7 @@ def encode_prompt(
         if not shorten:
             raise DataError(
                 f"prompt has {len(tokens.ids)} tokens, the base's context holds {max_length}; "
-                "shorten the prompt, or allow it to be shortened"
+                "shorten the prompt"
             )
         try:
             turns = shorten_messages(turns, tokenizer, max_length, lambda t: len(tokens_of(t).ids))

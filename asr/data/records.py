@@ -117,7 +117,8 @@ def _parse_row(line: bytes) -> dict[str, Any]:
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
         )
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
+        what = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+        reason = f"{what} at column {error.colno}"
         raise _BadRowError(f"found invalid JSON ({reason}), expected one JSON object") from error
     except RecursionError as error:
         raise _BadRowError("found JSON nested too deeply, expected one JSON object") from error

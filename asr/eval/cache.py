@@ -5,8 +5,11 @@ never changes: after domain k only what is new runs, and an interrupted evaluati
 
 File: JSON lines, append only, one object per entry::
 
-    {"key": "<sha256>", "kind": "text", "text": "...", "finish": "stop"}
-    {"key": "<sha256>", "kind": "loss", "sum_nll": 12.5, "tokens": 7}
+    {"key": "<sha256>", "kind": "text", "text": "...", "finish": "stop", "adapter": "a", "domain": "b"}
+    {"key": "<sha256>", "kind": "loss", "sum_nll": 12.5, "tokens": 7, "adapter": "a", "domain": "b"}
+
+``adapter`` (or ``base``) answered, ``domain`` is whose prompt it is: a key is a hash and tells
+neither, and :func:`forget_domain` must know.
 
 A kill can only tear the last line: a line without its newline is ignored, and cut off at the next
 flush. A damaged line in the middle is skipped and counted in :attr:`EvalCache.skipped`. Where a
@@ -27,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from asr.errors import StorageError
+from asr.model.atomic import storage_errors, write_bytes
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,17 @@ class EvalCache:
         """Return the entry of ``key`` (flushed or not), or None."""
         return self._entries.get(key)
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(
+        self, key: str, entry: Entry, *, adapter: str | None = None, domain: str | None = None
+    ) -> None:
         """Keep ``entry`` under ``key``; on disk after the next :meth:`flush`.
+
+        Args:
+            key: of :func:`text_key` or :func:`loss_key`.
+            entry: what to keep.
+            adapter: name of the domain whose adapter answered, or ``base``.
+            domain: name of the domain whose prompt it is. An entry that lacks one of the two goes
+                with the first domain that is removed.
 
         Raises:
             ValueError: if a loss is not finite or has no tokens.
@@ -148,7 +161,9 @@ class EvalCache:
         if self._entries.get(key) == entry:
             return
         kind = "text" if isinstance(entry, CachedText) else "loss"
-        line = json.dumps({"key": key, "kind": kind, **asdict(entry)}, allow_nan=False)
+        owners = {} if adapter is None or domain is None else {"adapter": adapter, "domain": domain}
+        record = {"key": key, "kind": kind, **asdict(entry), **owners}
+        line = json.dumps(record, allow_nan=False)
         self._entries[key] = entry
         self._pending.append(line.encode() + b"\n")
 
@@ -201,6 +216,43 @@ class EvalCache:
                 self.skipped += 1
             else:
                 self._entries[key] = entry
+
+
+def forget_domain(path: Path, name: str) -> tuple[int, int]:
+    """Take out of a cache file what a domain's adapter answered, and all answers to its prompts.
+
+    Lines that do not say whose they are (damaged, torn, or written before this was recorded) go
+    too: they may be the domain's. The file is replaced atomically, or deleted if nothing stays.
+    No :class:`EvalCache` of the file may be open.
+
+    Returns:
+        Numbers of lines dropped and of lines that stay.
+
+    Raises:
+        StorageError: the file cannot be read or written; it is as it was.
+    """
+    with storage_errors(path):
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return 0, 0
+        kept = [line for line in lines if _is_anothers(line, name)]
+        if not kept:
+            path.unlink()
+        elif len(kept) < len(lines):
+            write_bytes(path, b"".join(kept))
+    return len(lines) - len(kept), len(kept)
+
+
+def _is_anothers(line: bytes, name: str) -> bool:
+    """Whether an entry is whole and surely has nothing to do with the domain."""
+    try:
+        _parse(line)
+        record = json.loads(line)
+        owners = record["adapter"], record["domain"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return line.endswith(b"\n") and all(isinstance(o, str) and o != name for o in owners)
 
 
 def _parse(line: bytes) -> tuple[str, Entry]:

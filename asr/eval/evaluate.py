@@ -141,9 +141,7 @@ class Evaluator:
         texts = self._texts(evaluated, prompts, pairs)
         return {
             (adapter, i): (
-                scorer.score(
-                    text, evaluated.examples[i].completion, evaluated.examples[i].meta
-                ),
+                scorer.score(text, evaluated.examples[i].completion, evaluated.examples[i].meta),
                 1.0,
             )
             for (adapter, i), text in texts.items()
@@ -178,7 +176,12 @@ class Evaluator:
                     batch_size=self.batch_size,
                 )
                 for i, answer in zip(batch, answers, strict=True):
-                    self.cache.put(keys[(adapter, i)], CachedText(answer.text, answer.finish))
+                    self.cache.put(
+                        keys[(adapter, i)],
+                        CachedText(answer.text, answer.finish),
+                        adapter=adapter,
+                        domain=evaluated.domain,
+                    )
                 self.cache.flush()
                 done += len(batch)
                 self._report(f"{evaluated.domain} with {adapter}", done, len(missing))
@@ -215,14 +218,16 @@ class Evaluator:
             }
             missing = [i for i in indices if not isinstance(self.cache.get(keys[i]), CachedLoss)]
             lengths = [len(rows[i].input_ids) for i in missing]
+            done = 0
             for batch in batches_by_length(lengths, most=self.batch_size):
                 chosen = [missing[position] for position in batch]
                 for i, loss in zip(
                     chosen, self._forward([rows[i] for i in chosen], adapter), strict=True
                 ):
-                    self.cache.put(keys[i], loss)
+                    self.cache.put(keys[i], loss, adapter=adapter, domain=evaluated.domain)
                 self.cache.flush()
-                self._report(f"{evaluated.domain} with {adapter}", len(chosen), len(missing))
+                done += len(chosen)
+                self._report(f"{evaluated.domain} with {adapter}", done, len(missing))
             for i in indices:
                 entry = self.cache.get(keys[i])
                 assert isinstance(entry, CachedLoss)
@@ -232,9 +237,8 @@ class Evaluator:
     def _last_row(self, prompt: list[dict[str, str]], example: Example) -> EncodedExample:
         turns = (*prompt, {"role": "assistant", "content": example.completion})
         seen = Example(turns, example.meta, example.source)
-        return encode_example(
-            seen, self.model.base.tokenizer, self.model.base.template, self.model.base.context_length
-        )[-1]
+        base = self.model.base
+        return encode_example(seen, base.tokenizer, base.template, base.context_length)[-1]
 
     def _forward(self, rows: Sequence[EncodedExample], adapter: str) -> list[CachedLoss]:
         base = self.model.base

@@ -6,6 +6,8 @@ the router after k domains is the ridge regression over the statistics of the fi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +34,8 @@ def extend_matrices(
 ) -> dict[str, EvalMatrix]:
     """Bring the stored matrices on the kept dev cuts up to date, and store them.
 
-    Rows that stand already are not made again, unless the sets have changed.
+    Rows that stand already are not made again, unless something that they were made from has
+    changed: the sets' prompts, answers or settings, an adapter, the router's settings.
 
     Args:
         evaluator: of the routed model.
@@ -53,12 +56,14 @@ def extend_matrices(
         )
         for name in manifest.routed
     ]
+    basis = _basis(manifest, sets, routing)
     matrices = {}
     for kind in KINDS:
         path = matrix_path(directory, kind)
-        matrix = _stored(path, sets) or EvalMatrix(kind)
+        matrix = _stored(path, sets, basis) or EvalMatrix(kind)
         complete_matrix(evaluator, matrix, sets, routing)
         write_text(path, matrix.to_json())
+        write_text(_basis_path(path), json.dumps(basis) + "\n")
         matrices[kind] = matrix
     return matrices
 
@@ -118,15 +123,38 @@ def load_matrices(directory: ModelDirectory) -> Mapping[str, EvalMatrix]:
     return found
 
 
-def _stored(path: Path, sets: Sequence[EvalSet]) -> EvalMatrix | None:
+def _basis_path(path: Path) -> Path:
+    """``eval/matrix.basis.json``: what the rows of ``eval/matrix.json`` were made from."""
+    return path.with_name(f"{path.stem}.basis.json")
+
+
+def _basis(manifest: Manifest, sets: Sequence[EvalSet], routing: RouterSettings) -> list[str]:
+    """One sha256 per domain over all that its row depends on and earlier entries do not hold."""
+    digests = []
+    for evaluated in sets:
+        entry = manifest.domains[evaluated.domain]
+        parts = {
+            "domain": evaluated.domain,
+            "examples": [[e.messages, e.meta] for e in evaluated.examples],
+            "common": evaluated.common.to_dict(),
+            "scorer": evaluated.scorer,
+            "max_new_tokens": evaluated.max_new_tokens,
+            "adapter": None if entry.adapter is None else entry.adapter.sha256,
+            "statistics": None if entry.router is None else entry.router.sha256,
+            "routing": routing.to_dict(),
+        }
+        canonical = json.dumps(parts, sort_keys=True, default=str)
+        digests.append(hashlib.sha256(canonical.encode()).hexdigest())
+    return digests
+
+
+def _stored(path: Path, sets: Sequence[EvalSet], basis: Sequence[str]) -> EvalMatrix | None:
     """The stored matrix if it begins the history of these sets; a damaged one is made again."""
-    if not path.is_file():
-        return None
     try:
         matrix = EvalMatrix.from_json(path.read_text(encoding="utf-8"), str(path))
-    except DirectoryError:
-        return None
-    begins = list(
-        zip(matrix.domains, matrix.scorers, matrix.n, strict=True)
-    ) == [(s.domain, s.scorer, len(s.examples)) for s in sets[: len(matrix.domains)]]
-    return matrix if begins else None
+        recorded = json.loads(_basis_path(path).read_text(encoding="utf-8"))
+    except (DirectoryError, OSError, ValueError):
+        return None  # not there, or damaged: the answers are cached, so it is cheap to make
+    count = len(matrix.domains)
+    begins = matrix.domains == [evaluated.domain for evaluated in sets[:count]]
+    return matrix if begins and recorded == list(basis[:count]) else None

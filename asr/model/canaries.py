@@ -49,6 +49,16 @@ class CanaryReport:
     typical_margin: float | None
     matters: bool
 
+    def warning(self, dtype: str) -> str:
+        """One line for people; ``dtype`` is the training's."""
+        margin = self.typical_margin
+        against = "" if margin is None else f" (typical margin {margin:.3f})"
+        return (
+            f"warning: features moved by {self.relative_shift:.1%} since training, scores by up to "
+            f"{self.score_shift:.3f}{against}; load with dtype={dtype} to get the training's "
+            "decisions"
+        )
+
 
 def canary_features(base: LoadedBase, forward: Forward) -> NDArray[np.float32]:
     """Embed the canaries with this base: (n, d) float32."""

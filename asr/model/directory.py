@@ -100,6 +100,11 @@ class ModelDirectory:
         return self.eval / "matrix.json"
 
     @property
+    def answers(self) -> Path:
+        """``eval/answers.jsonl``: generations and losses that need not be made again."""
+        return self.eval / "answers.jsonl"
+
+    @property
     def report(self) -> Path:
         """``eval/report.html``."""
         return self.eval / "report.html"
@@ -146,10 +151,15 @@ class ModelDirectory:
     def eval_prompts(self, domain: str) -> Path:
         """``eval/<domain>.jsonl``: kept prompts.
 
+        A domain called ``answers`` would meet the cached answers, so its prompts lie in
+        ``eval/answers.domain.jsonl``.
+
         Raises:
             ConfigError: ``domain`` is not a valid name.
         """
-        return self.eval / f"{check_domain_name(domain)}.jsonl"
+        name = check_domain_name(domain)
+        stem = "answers.domain" if name == "answers" else name
+        return self.eval / f"{stem}.jsonl"
 
     def checkpoint(self, domain: str) -> Path:
         """``checkpoints/<domain>/``: removed when the domain is done.

@@ -12,7 +12,8 @@ Notation used for tensor shapes:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from asr.base.split import PrefixState
-from asr.errors import ConfigError
+from asr.errors import ConfigError, did_you_mean
 
 
 def decode(
@@ -37,7 +38,7 @@ def decode(
         state: the prompts' prefix.
         first_logits: runs the suffix; returns (b, 1, v) and leaves ``state.cache`` complete.
         generation_config: length, sampling, penalties and end tokens.
-        streamer: a transformers streamer (batch of one), or None.
+        streamer: a transformers streamer (batch of one), or None; it gets the prompt first.
 
     Returns:
         New token ids per row, cut after the first end token (which is included).
@@ -45,11 +46,7 @@ def decode(
     Raises:
         ConfigError: for beam search and other modes than greedy and sampling.
     """
-    if (generation_config.num_beams or 1) != 1 or (generation_config.num_return_sequences or 1) != 1:
-        raise ConfigError(
-            f"num_beams={generation_config.num_beams} is not supported; a routed batch decodes "
-            "greedily or by sampling, with num_beams=1"
-        )
+    _require_one_sequence(generation_config)
 
     def loop(
         model: Any,
@@ -57,7 +54,6 @@ def decode(
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        streamer: Any = None,
         **model_kwargs: Any,
     ) -> Tensor:
         return _loop(
@@ -71,17 +67,69 @@ def decode(
             streamer,
         )
 
+    if streamer is not None:
+        streamer.put(state.input_ids.cpu())
+    # generate does not hand a streamer on to a loop of the caller's: ours has it from here
     with torch.no_grad():
         sequences = model.generate(
             input_ids=state.input_ids,
             attention_mask=state.attention_mask,
             generation_config=generation_config,
             custom_generate=loop,
-            streamer=streamer,
         )
     ends = end_token_ids(generation_config)
     prompt_length = state.input_ids.shape[1]
     return [_until_end(row[prompt_length:].tolist(), ends) for row in sequences]
+
+
+def generation_settings(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> GenerationConfig:
+    """A ``GenerationConfig`` from our fields and the caller's, the caller's winning.
+
+    A field that the caller sets to None keeps its default.
+
+    Raises:
+        ConfigError: a field that does not exist (transformers would keep it and do nothing), a
+            value out of range, or a mode other than greedy and sampling.
+    """
+    known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
+    for name, value in fields.items():
+        if name not in known:
+            raise ConfigError(
+                f"unknown generation setting '{name}'{did_you_mean(name, known)}; fields of "
+                "transformers' GenerationConfig are accepted"
+            )
+        if name in _RANGES and value is not None:
+            low, high = _RANGES[name]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high:
+                raise ConfigError(
+                    f"{name}={value!r} is out of range; give a number from {low:g}"
+                    + (f" to {high:g}" if high < math.inf else " up")
+                )
+    given = {name: value for name, value in fields.items() if value is not None}
+    config = GenerationConfig(**{**defaults, **given})
+    _require_one_sequence(config)
+    return config
+
+
+_SMALLEST = 1e-4
+_RANGES = {
+    "temperature": (_SMALLEST, math.inf),
+    "top_p": (_SMALLEST, 1.0),
+    "top_k": (0.0, math.inf),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (_SMALLEST, math.inf),
+}
+
+
+def _require_one_sequence(config: GenerationConfig) -> None:
+    for name in ("num_beams", "num_return_sequences"):
+        value = getattr(config, name, None)
+        if (value or 1) != 1:
+            raise ConfigError(
+                f"{name}={value} is not supported; a routed batch decodes greedily or by sampling, "
+                f"one answer per prompt, with {name}=1"
+            )
 
 
 def end_token_ids(generation_config: GenerationConfig) -> set[int]:
@@ -109,7 +157,7 @@ def _loop(
     pad_token_id: int,
     streamer: Any,
 ) -> Tensor:
-    sequences = state.input_ids
+    sequences: Any = state.input_ids
     mask = state.attention_mask
     position = mask.sum(dim=1, keepdim=True)  # (b, 1): position of the next token
     unfinished = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
@@ -139,4 +187,5 @@ def _loop(
         position = position + 1
     if streamer is not None:
         streamer.end()
-    return sequences
+    result: Tensor = sequences
+    return result

@@ -7,9 +7,8 @@ different adapters or to the base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,44 +17,21 @@ from transformers import GenerationConfig
 
 from asr.adapters import AdapterBank
 from asr.base.load import LoadedBase, Quantisation, Say, load_base
-from asr.base.split import PrefixState, SplitForward
+from asr.base.split import PrefixState
 from asr.base.whole import WholeForward
 from asr.data.prompt import EncodedPrompt, encode_prompt
-from asr.errors import AdapterError, BaseModelError, DataError, DirectoryError, unknown
+from asr.errors import AdapterError, DataError, unknown
 from asr.model.canaries import TENSOR, CanaryReport, canary_features, compare_canaries
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward, batches_by_length, embed, pad_left, pool
-from asr.model.generation import decode, end_token_ids
+from asr.model.generation import decode, end_token_ids, generation_settings
 from asr.model.manifest import Manifest
+from asr.model.opening import make_forward, open_directory, require_base
+from asr.model.request import AUTO, BASE, Generation, Prompt, turns_of
 from asr.model.streaming import stream_pieces
-from asr.router import Decision, Router, load_router
+from asr.router import Decision, Router
 
-AUTO = "auto"
-BASE = "base"
-
-Prompt = str | Sequence[Mapping[str, str]]
-"""A user message, or a conversation as ``[{"role": ..., "content": ...}, ...]``."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer.
-
-    Attributes:
-        text: the answer, without special tokens.
-        adapter: the domain whose adapter answered, or ``base``.
-        decision: the router's decision; None where the adapter was named by the caller.
-        prompt_tokens: length of the rendered prompt.
-        new_tokens: tokens generated, the end token included.
-        finish: ``stop`` (the model ended its turn) or ``length``.
-    """
-
-    text: str
-    adapter: str
-    decision: Decision | None
-    prompt_tokens: int
-    new_tokens: int
-    finish: str
+__all__ = ["AUTO", "BASE", "Generation", "Prompt", "RoutedModel", "make_forward"]
 
 
 def _silent(message: str) -> None:
@@ -65,7 +41,8 @@ def _silent(message: str) -> None:
 class RoutedModel:
     """One base, many adapters, one router. Use :meth:`from_pretrained`.
 
-    Not thread-safe: one worker owns the model.
+    Not thread-safe: one worker owns the model. While an answer is being streamed, every other
+    request is refused.
     """
 
     def __init__(
@@ -110,40 +87,28 @@ class RoutedModel:
         Raises:
             DirectoryError: not a routed model directory, damaged, or without a finished domain.
             BaseModelError: the base is missing or is another one.
-            RouterError: the router file is missing or damaged.
-            ContractError: the router was made under another feature contract.
-            AdapterError: an adapter file is missing or was changed.
+            RouterError: the router file is missing or damaged, or knows domains that are gone.
+            ContractError: the router was made under another feature contract, or the directory's
+                chat template was changed.
+            AdapterError: a published file is missing or was changed.
         """
-        directory = ModelDirectory.open(path)
-        manifest = Manifest.load(directory.path)
-        if not any(entry.router is not None for entry in manifest.domains.values()):
-            raise DirectoryError(
-                f"'{directory.path}' has no finished domain yet; run asr train with --resume"
-            )
-        problems = directory.verify(manifest)
-        if problems:
-            raise AdapterError(problems[0])
-        stored = load_router(directory.router, manifest.contract.hash)
+        opened = open_directory(path)
+        manifest, stored = opened.manifest, opened.router
         loaded = load_base(
             base or manifest.base.name,
             device=device,
             dtype=dtype,
             quantisation=quantisation,
-            template_text=directory.chat_template.read_text(encoding="utf-8"),
+            template_text=opened.template_text,
             trust_remote_code=trust_remote_code,
             say=say,
         )
         require_base(loaded, manifest)
-        model = cls(loaded, manifest, directory, stored.router)
+        model = cls(loaded, manifest, opened.directory, stored.router)
         if TENSOR in stored.extra_tensors:
             report = model.canaries(stored.extra_tensors[TENSOR])
             if report.matters:
-                say(
-                    f"warning: features moved by {report.relative_shift:.1%} since training, scores "
-                    f"by up to {report.score_shift:.3f} (typical margin "
-                    f"{report.typical_margin or 0.0:.3f}); load with dtype="
-                    f"{manifest.numeric.dtype} to get the training's decisions"
-                )
+                say(report.warning(manifest.numeric.dtype))
         return model
 
     @property
@@ -168,10 +133,8 @@ class RoutedModel:
             raise DataError("no prompts given; give at least one")
         encoded = []
         for index, prompt in enumerate(prompts):
-            turns = (
-                prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
-            )
             try:
+                turns = turns_of(prompt)
                 encoded.append(
                     encode_prompt(
                         turns, self.base.tokenizer, self.base.template, self.base.context_length
@@ -183,7 +146,12 @@ class RoutedModel:
         return encoded
 
     def embed(self, prompts: Sequence[EncodedPrompt]) -> Any:
-        """Pooled features (n, d) float32 of encoded prompts."""
+        """Pooled features (n, d) float32 of encoded prompts.
+
+        Raises:
+            AdapterError: an answer is being streamed; its adapter would show in the features.
+        """
+        self._require_idle()
         return embed(prompts, self.forward, self.base.tokenizer.pad_token_id, self.base.device)
 
     def route(self, prompts: Sequence[Prompt]) -> list[Decision]:
@@ -218,7 +186,8 @@ class RoutedModel:
         Raises:
             DataError: see :meth:`encode`; or prompt and ``max_new_tokens`` exceed the context.
             AdapterError: an adapter's name is unknown, or its file does not fit.
-            ConfigError: a generation mode that is not supported.
+            ConfigError: a generation setting that does not exist, is out of range, or asks for a
+                mode that is not supported.
         """
         encoded = self.encode(prompts)
         wanted = self._wanted(adapter, len(encoded))
@@ -288,6 +257,13 @@ class RoutedModel:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _require_idle(self) -> None:
+        if self.bank.in_use:
+            raise AdapterError(
+                "the model is answering another request; read its stream to the end, or close it, "
+                "first"
+            )
+
     def _wanted(self, adapter: str | Sequence[str], count: int) -> list[str]:
         names = [adapter] * count if isinstance(adapter, str) else list(adapter)
         if len(names) != count:
@@ -310,20 +286,19 @@ class RoutedModel:
     def _generation_config(self, max_new_tokens: int, fields: dict[str, Any]) -> GenerationConfig:
         ends = set(self.base.template.end_of_turn_ids)
         ends |= end_token_ids(self.base.model.generation_config)
-        return GenerationConfig(
-            **{
-                "max_new_tokens": max_new_tokens,
-                "do_sample": False,
-                "eos_token_id": sorted(ends),
-                "pad_token_id": self.base.tokenizer.pad_token_id,
-                "bos_token_id": self.base.tokenizer.bos_token_id,
-                **fields,
-            }
-        )
+        defaults = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "eos_token_id": sorted(ends),
+            "pad_token_id": self.base.tokenizer.pad_token_id,
+            "bos_token_id": self.base.tokenizer.bos_token_id,
+        }
+        return generation_settings(defaults, fields)
 
     def _route_batch(
         self, prompts: Sequence[EncodedPrompt], wanted: Sequence[str]
     ) -> tuple[PrefixState, list[Decision | None], list[str]]:
+        self._require_idle()
         ids, mask = pad_left(
             [prompt.input_ids for prompt in prompts],
             self.base.tokenizer.pad_token_id,
@@ -345,9 +320,7 @@ class RoutedModel:
 
     def _groups(self, adapters: Sequence[str]) -> Iterator[list[int]]:
         """Rows that can decode together: those that go on from the prefix, and two-pass ones."""
-        two_pass = {
-            name for name, entry in self.manifest.domains.items() if entry.passes == "two"
-        }
+        two_pass = {name for name, entry in self.manifest.domains.items() if entry.passes == "two"}
         for again in (False, True):
             rows = [i for i, name in enumerate(adapters) if (name in two_pass) == again]
             if rows:
@@ -382,9 +355,7 @@ class RoutedModel:
         if len(rows) < len(state.input_ids):
             part = state.select(torch.tensor(rows, device=state.input_ids.device))
         with self.applied(names):
-            return decode(
-                self.base.model, part, lambda: forward.suffix(part, 1), config, streamer
-            )
+            return decode(self.base.model, part, lambda: forward.suffix(part, 1), config, streamer)
 
     def _passes(self, name: str) -> str:
         return "one" if name == BASE else self.manifest.domains[name].passes
@@ -405,28 +376,4 @@ class RoutedModel:
             prompt_tokens=len(prompt.input_ids),
             new_tokens=len(new),
             finish="stop" if stopped else "length",
-        )
-
-
-def make_forward(base: LoadedBase, layer: int, two_pass: bool) -> Forward:
-    """The split forward of a base, or two passes where the config asks for them.
-
-    Raises:
-        SplitUnsupportedError: the architecture cannot be split and two passes were not asked for.
-    """
-    return WholeForward(base.model, layer) if two_pass else SplitForward(base.model, layer)
-
-
-def require_base(base: LoadedBase, manifest: Manifest) -> None:
-    """Refuse a base that is not the one of the manifest.
-
-    Raises:
-        BaseModelError: the fingerprints differ.
-    """
-    if base.fingerprint != manifest.base.fingerprint:
-        raise BaseModelError(
-            f"base '{base.name}' is not the one this model was trained on: fingerprint "
-            f"{base.fingerprint[:12]}, recorded {manifest.base.fingerprint[:12]} for "
-            f"'{manifest.base.name}' ({manifest.base.revision or manifest.base.source}); "
-            "give the right one with --base"
         )

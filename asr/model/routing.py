@@ -107,12 +107,12 @@ def fit_domain(
     count, views, width = states.shape
     features = mapped(states.reshape(count * views, width)).reshape(count, views, -1)
     statistics = DomainStatistics(mapped.dimension).update(features)
-    return RoutingDomain(
-        name, statistics, CalibrationBlock(pooled(cut.held_out), contract.views)
-    )
+    return RoutingDomain(name, statistics, CalibrationBlock(pooled(cut.held_out), contract.views))
 
 
-def store_domain(directory: ModelDirectory, domain: RoutingDomain, contract: FeatureContract) -> None:
+def store_domain(
+    directory: ModelDirectory, domain: RoutingDomain, contract: FeatureContract
+) -> None:
     """Write the domain's file atomically.
 
     Raises:

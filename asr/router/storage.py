@@ -34,7 +34,10 @@ from asr.router.statistics import DomainStatistics
 SCHEMA_VERSION = 1
 
 _DOMAIN, _ROUTER = "domain", "router"
-_AGAIN = {_DOMAIN: "add the domain again", _ROUTER: "fit the router again from its domains"}
+_AGAIN = {
+    _DOMAIN: "take the domain out with asr remove MODEL NAME and add it again",
+    _ROUTER: "run asr train CONFIG --out MODEL --resume to derive it again",
+}
 _EXTRA = "extra/"
 
 #: Writes bytes to a path so that a reader sees the old file or the new one, never a part.

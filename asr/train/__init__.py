@@ -1,0 +1,1 @@
+"""Training: one domain's adapter, the sequence of domains, and how a stopped run goes on."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from safetensors import SafetensorError
 from transformers import (
     PrinterCallback,
@@ -68,7 +69,8 @@ class TrainingResult:
         steps: optimizer steps in all.
         loss: mean loss over the last tenth of the logged steps, nats per supervised token.
         seconds: wall time of this process's part (a resumed run counts from its checkpoint).
-        tokens: tokens that this process's part trained on, over all processes, without padding.
+        tokens: tokens that this process's part trained on, over all processes, without padding;
+            by the share of the steps of an epoch, so about right where an epoch is left unfinished.
     """
 
     steps: int
@@ -117,7 +119,10 @@ def train_adapter(
         callbacks: further Trainer callbacks.
 
     Returns:
-        The PEFT model with the trained adapter, and what was measured.
+        The PEFT model with the trained adapter, and what was measured. Several processes share each
+        batch and end, up to rounding, with the tensors of one, where the batch size divides the
+        rows; else the last batch of an epoch is filled up with rows of its first, so that every
+        process has some (accelerate's ``even_batches``).
 
     Raises:
         ConfigError: the batch does not divide over the processes.
@@ -127,6 +132,9 @@ def train_adapter(
     """
     transformers.set_seed(seed)
     args = _arguments(base, settings, seed, checkpoints, save_steps)
+    # Without a launcher one accelerator trains, as documented: the Trainer would otherwise put the
+    # model on all that it sees (DataParallel), with a batch that many times as large.
+    args._n_gpu = min(args.n_gpu, 1)
     if settings.batch_size % args.world_size:
         raise ConfigError(
             f"training.batch_size {settings.batch_size} does not divide over {args.world_size} "
@@ -154,23 +162,26 @@ def _run(
     checkpoints = Path(str(args.output_dir))
     watch = _Watch(progress)
     interrupt = StopOnInterrupt()
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=list(rows),
-        data_collator=SupervisedCollator(
-            base.tokenizer.pad_token_id, keep=accepts_logits_to_keep(base.model)
-        ),
-        compute_loss_func=supervised_loss,
-        callbacks=[MarkComplete(), interrupt, watch, *callbacks],
-    )
+    with storage_errors(checkpoints):  # it makes the folder
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=list(rows),
+            data_collator=SupervisedCollator(
+                base.tokenizer.pad_token_id, keep=accepts_logits_to_keep(base.model)
+            ),
+            compute_loss_func=supervised_loss,
+            callbacks=[MarkComplete(), interrupt, watch, *callbacks],
+        )
     trainer.remove_callback(PrinterCallback)
     start = latest_complete(checkpoints, remove_torn=args.should_save)
     began = time.perf_counter()
-    with quiet_libraries(), _disk_errors(checkpoints), interrupt:
+    # PEFT would cast every input to float32 first, and autocast back again.
+    casting = disable_input_dtype_casting(model, active=base.dtype is not torch.float32)
+    with quiet_libraries(), casting, _disk_errors(checkpoints), interrupt:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = time.perf_counter() - began
-    if interrupt.interrupted:
+    if interrupt.interrupted or interrupt.requested:  # requested alone: after the last step
         raise KeyboardInterrupt
     tokens_per_epoch = sum(len(row.input_ids) for row in rows)
     share = watch.steps_done / max(1, trainer.state.max_steps)
@@ -200,6 +211,11 @@ def _arguments(
         save_total_limit=2,  # the one being written and the one before it
         logging_strategy="steps",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would hide from _Watch that training diverged
+        # Adapters are float32. Autocast lets their products run in the base's own type: measured
+        # 1.4 to 1.8 times the tokens per second on a CPU with AVX512-BF16, same loss.
+        bf16=base.dtype is torch.bfloat16,
+        fp16=base.dtype is torch.float16,
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
@@ -221,7 +237,7 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
     }
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Counts steps, keeps the recent losses, and reports both."""
 
     def __init__(self, progress: Progress | None) -> None:

@@ -7,6 +7,7 @@ removed when the domain is done; nothing in them is ever loaded from elsewhere.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from asr.model.atomic import write_json
+from asr.model.atomic import storage_errors, write_json
 
 MARKER = "asr_complete.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
-class MarkComplete(TrainerCallback):  # type: ignore[misc]
+class MarkComplete(TrainerCallback):
     """Writes the marker once a checkpoint is on disk."""
 
     def on_save(
@@ -36,7 +37,19 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
             torch.distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            _to_disk(folder)
             write_json(folder / MARKER, {"step": state.global_step})
+
+
+def _to_disk(folder: Path) -> None:
+    """Flush what the Trainer wrote: after a power cut, too, the marker must not be alone."""
+    with storage_errors(folder):
+        for file in sorted(folder.iterdir()):
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
 
 def latest_complete(folder: Path, remove_torn: bool = True) -> Path | None:

@@ -18,7 +18,8 @@ from asr.base.load import LoadedBase
 from asr.eval.cache import EvalCache
 from asr.eval.evaluate import Evaluator
 from asr.eval.history import extend_matrices
-from asr.model.atomic import staged_folder
+from asr.eval.matrix import EvalMatrix
+from asr.model.atomic import staged_folder, storage_errors
 from asr.model.directory import ModelDirectory, file_sha256
 from asr.model.features import Forward
 from asr.model.kept_prompts import write_kept
@@ -42,7 +43,7 @@ def data_entry(domain: PreparedDomain) -> DataEntry | None:
     report = data.encoded.report
     return DataEntry(
         path=str(data.loaded.path),
-        sha256=data.loaded.sha256,
+        sha256=data.sha256,
         examples=len(data.loaded.examples),
         train=len(data.train),
         dev=len(data.dev),
@@ -91,11 +92,12 @@ class DomainRun:
             AdapterError, ConfigError, StorageError: see :func:`asr.train.adapter.train_adapter`.
             KeyboardInterrupt: Ctrl-C; the run can be resumed.
         """
-        assert domain.data is not None and domain.settings is not None
+        data, settings = domain.data, domain.settings
+        assert data is not None and settings is not None
         final = self.directory.adapter(domain.name)
         checkpoints = self.directory.checkpoint(domain.name)
-        rows = domain.data.encoded.rows
-        steps = max(1, len(rows) * domain.settings.epochs // domain.settings.batch_size)
+        rows = data.encoded.rows
+        steps = max(1, len(rows) * settings.epochs // settings.batch_size)
 
         def begin() -> None:
             # A published folder that the ledger does not know was made by a killed run, from the
@@ -105,7 +107,7 @@ class DomainRun:
                 domain.name,
                 status="training",
                 data=data_entry(domain),
-                common_part=CommonPartEntry(**domain.data.common.to_dict()),
+                common_part=CommonPartEntry(**data.common.to_dict()),
                 test=None if domain.config.test is None else str(domain.config.test),
                 scorer=domain.scorer,
                 placement=domain.placement_record(),
@@ -123,7 +125,7 @@ class DomainRun:
                 rows,
                 domain.placement,
                 domain.lora,
-                domain.settings,
+                settings,
                 seed=domain_seed(self.manifest.seed, domain.name),
                 checkpoints=checkpoints,
                 save_steps=domain.config.training.save_steps or choose_save_steps(steps),
@@ -132,9 +134,9 @@ class DomainRun:
 
             def publish() -> None:
                 facts = {
-                    "examples": len(domain.data.train),
+                    "examples": len(data.train),
                     "steps": result.steps,
-                    "learning rate": domain.settings.learning_rate,
+                    "learning rate": settings.learning_rate,
                     "loss at the end": f"{result.loss:.4f}",
                 }
                 with staged_folder(final) as staged:
@@ -189,7 +191,10 @@ class DomainRun:
             self.manifest.contract,
             progress,
         )
-        self.directory.router_folder.mkdir(exist_ok=True)
+        with storage_errors(self.directory.path):
+            self.directory.router_folder.mkdir(exist_ok=True)
+            if self.manifest.keep_eval:
+                self.directory.eval.mkdir(exist_ok=True)
         store_domain(self.directory, fitted, self.manifest.contract)
         if self.manifest.keep_eval:
             write_kept(self.directory.eval_prompts(domain.name), domain.data.dev)
@@ -216,17 +221,7 @@ class DomainRun:
         """Score all domains so far on their dev cuts and publish the matrix. Main process only."""
         began = time.perf_counter()
         if self.manifest.keep_eval:
-            router = load_router(self.directory.router, self.manifest.contract.hash).router
-            model = RoutedModel(self.base, self.manifest, self.directory, router, self.forward)
-            with EvalCache(self.directory.eval / "answers.jsonl") as cache:
-                try:
-                    evaluator = Evaluator(model, cache, settings.batch_size, self.watcher.progress)
-                    matrices = extend_matrices(
-                        evaluator, routing, settings.max_examples, settings.max_new_tokens
-                    )
-                finally:
-                    model.close()
-            self.watcher.evaluated(name, matrices)
+            self.watcher.evaluated(name, self.score(settings, routing))
         entry = self.manifest.domains[name]
         self.update(
             name,
@@ -235,10 +230,20 @@ class DomainRun:
         )
         shutil.rmtree(self.directory.checkpoint(name), ignore_errors=True)
 
+    def score(self, settings: EvalConfig, routing: RouterSettings) -> dict[str, EvalMatrix]:
+        """Bring the matrices up to date; what stands already is kept. Main process only."""
+        router = load_router(self.directory.router, self.manifest.contract.hash).router
+        model = RoutedModel(self.base, self.manifest, self.directory, router, self.forward)
+        with EvalCache(self.directory.eval / "answers.jsonl") as cache:
+            try:
+                evaluator = Evaluator(model, cache, settings.batch_size, self.watcher.progress)
+                return extend_matrices(
+                    evaluator, routing, settings.max_examples, settings.max_new_tokens
+                )
+            finally:
+                model.close()
+
     def update(self, name: str, **fields: Any) -> None:
         """Change a domain's ledger entry and save the ledger."""
-        if name in self.manifest.domains:
-            self.manifest.update(name, **fields)
-        else:
-            self.manifest.add(name, **fields)
+        self.manifest.update(name, **fields)
         self.manifest.save(self.directory.path)

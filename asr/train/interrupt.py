@@ -16,8 +16,13 @@ import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Trainer callback and context manager; ``interrupted`` tells afterwards whether to stop."""
+class StopOnInterrupt(TrainerCallback):
+    """Trainer callback and context manager.
+
+    Attributes:
+        requested: this process was interrupted; settable, for callers with another way to ask.
+        interrupted: training was stopped for it.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -26,7 +31,11 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
     def __enter__(self) -> Self:
         # Python delivers signals to the main thread only; elsewhere the caller's handler stays.
-        if threading.current_thread() is threading.main_thread():
+        # A run started in the background ignores the terminal's Ctrl-C, and goes on doing so.
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+        ):
             self._previous = signal.signal(signal.SIGINT, self._request)
         return self
 

@@ -12,7 +12,7 @@ from asr.base.load import LoadedBase
 from asr.data.cut import calibration_cut, dev_cut
 from asr.data.encode import EncodedSet, encode_examples
 from asr.data.formats import Example
-from asr.data.load import LoadedData, load_examples
+from asr.data.load import LoadedData, data_hash, load_examples
 from asr.data.views import CommonPart, find_common_part
 from asr.errors import ConfigError
 from asr.eval.registry import get_scorer
@@ -38,6 +38,8 @@ class DomainData:
         encoded: rows of ``train``.
         common: what the prompts share.
         calibration: number of distinct prompts held out from the router's statistics.
+        sha256: hash of the examples of both cuts; another dev file changes it, as it changes the
+            examples to train on.
     """
 
     loaded: LoadedData
@@ -46,6 +48,7 @@ class DomainData:
     encoded: EncodedSet
     common: CommonPart
     calibration: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class PreparedDomain:
         """What the ledger compares."""
         return DomainPlan(
             name=self.name,
-            data_sha256=None if self.data is None else self.data.loaded.sha256,
+            data_sha256=None if self.data is None else self.data.sha256,
             settings={"placement": self.placement_record(), **self.training_record()},
         )
 
@@ -79,8 +82,13 @@ class PreparedDomain:
         }
 
     def training_record(self) -> dict[str, Any]:
-        """The manifest's ``training``; without data the rules that need it are left open."""
-        return {} if self.settings is None else asdict(self.settings)
+        """The manifest's ``training``; without data, what a rule makes of it is left out."""
+        if self.settings is not None:
+            return asdict(self.settings)
+        record = asdict(_settings(self.config, self.placement, 0, 1))
+        if self.config.training.batch_size is None:
+            del record["batch_size"]
+        return record
 
 
 def router_settings(config: RouterConfig) -> RouterSettings:
@@ -156,12 +164,15 @@ def prepare_domains(
                 f"context of '{base.name}', {base.context_length}; lower it"
             )
         kind = domain.adapter.placement
-        asked = {"modules": list(kind.modules)} if isinstance(kind, ModulePlacement) else kind
+        asked: str | dict[str, Sequence[str]] = (
+            {"modules": list(kind.modules)} if isinstance(kind, ModulePlacement) else kind
+        )
         placement = resolve_placement(base.model, asked, layer)
         scorer = domain.scorer or DEFAULT_SCORER
         get_scorer(scorer)
         data = None
-        if name not in published or domain.train.exists():
+        files = [file for file in (domain.train, domain.dev) if file is not None]
+        if name not in published or all(file.exists() for file in files):
             data = load_domain_data(config, name, domain, base)
         prepared.append(
             PreparedDomain(
@@ -171,7 +182,9 @@ def prepare_domains(
                 lora=LoraSettings(
                     domain.adapter.rank, float(domain.adapter.alpha), domain.adapter.dropout
                 ),
-                settings=_settings(domain, placement, data, processes),
+                settings=None
+                if data is None
+                else _settings(domain, placement, len(data.encoded.rows), processes),
                 scorer=scorer,
                 max_new_tokens=domain.max_new_tokens or config.eval.max_new_tokens,
                 data=data,
@@ -194,9 +207,11 @@ def load_domain_data(
     if domain.dev is None:
         cut = dev_cut(loaded.examples)
         train, dev = cut.kept, cut.held_out
+        sha256 = loaded.sha256
     else:
         train = loaded.examples
         dev = load_examples(domain.dev, name=name, fmt=domain.format, minimum=1).examples
+        sha256 = data_hash([*train, *dev])
     encoded = encode_examples(
         train, base.tokenizer, base.template, domain.training.max_length, name=name
     )
@@ -208,19 +223,17 @@ def load_domain_data(
         encoded=encoded,
         common=find_common_part(train),
         calibration=len(calibration_cut(distinct).held_out),
+        sha256=sha256,
     )
 
 
 def _settings(
-    domain: DomainConfig, placement: Placement, data: DomainData | None, processes: int
-) -> TrainingSettings | None:
-    if data is None:
-        return None
+    domain: DomainConfig, placement: Placement, rows: int, processes: int
+) -> TrainingSettings:
     chosen = domain.training
     return TrainingSettings(
         epochs=chosen.epochs,
-        batch_size=chosen.batch_size
-        or choose_batch_size(len(data.encoded.rows), chosen.epochs, processes),
+        batch_size=chosen.batch_size or choose_batch_size(rows, chosen.epochs, processes),
         learning_rate=chosen.learning_rate or choose_learning_rate(len(placement.modules)),
         schedule=chosen.schedule,
         warmup=chosen.warmup,
@@ -230,4 +243,3 @@ def _settings(
         gradient_checkpointing=chosen.gradient_checkpointing,
         max_steps=chosen.max_steps,
     )
-

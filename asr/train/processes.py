@@ -1,7 +1,9 @@
 """One run, possibly several processes: who writes, and how the others wait.
 
-``accelerate launch -m asr train ...`` starts the same program several times. All of them load the
-base and train; only the main process touches the model directory, fits the router and evaluates.
+``accelerate launch -m asr train ...`` starts the same program several times; on a machine without
+accelerators ``torchrun --nproc-per-node 2 -m asr train ...`` does (accelerate starts one process
+there). All of them load the base and train; only the main process touches the model directory, fits
+the router and evaluates.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Processes:
     """The processes of this run.
 
     Args:
-        cpu: run on the CPU although an accelerator is there.
+        cpu: run on the CPU, over gloo, although an accelerator may be there.
     """
 
     def __init__(self, cpu: bool) -> None:
@@ -47,13 +49,16 @@ class Processes:
     @property
     def device(self) -> str:
         """The accelerator that this process was given, e.g. ``cuda:1``."""
-        return str(self._state.device)
+        device = self._state.device
+        return "cpu" if device.type == "cpu" else str(device)  # not cpu:1
 
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Run ``work`` on the main process; every process returns its (picklable) result.
 
         Raises:
-            AsrError: what ``work`` raised, on every process, so that none waits for ever.
+            AsrError: what ``work`` raised, on every process, so that none waits for ever. Anything
+                else that it raises is raised as it is on the main process, and as an AsrError that
+                says so on the others.
         """
         if self.count == 1:
             return work()
@@ -63,10 +68,14 @@ class Processes:
                 outcome = [work(), None]
             except AsrError as error:
                 outcome = [None, error]
+            except BaseException as error:
+                stopped = AsrError(f"the main process stopped with {type(error).__name__}")
+                broadcast_object_list([None, stopped], from_process=0)
+                raise
         broadcast_object_list(outcome, from_process=0)
-        value, error = outcome
-        if error is not None:
-            raise error
+        value, failure = outcome
+        if failure is not None:
+            raise failure
         result: Value = value
         return result
 

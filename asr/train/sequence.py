@@ -8,10 +8,10 @@ since the last step checkpoint.
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy
 import peft
@@ -19,14 +19,17 @@ import torch
 import transformers
 
 import asr
+from asr.base.device import choose_device
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.errors import BaseModelError, ConfigError
-from asr.model.atomic import sweep_staging, write_text
+from asr.eval.history import matrix_path
+from asr.eval.matrix import KINDS
+from asr.model.atomic import STAGING_PREFIX, storage_errors, sweep_staging, write_text
 from asr.model.canaries import canary_features
 from asr.model.contract import FeatureContract, NumericContract
 from asr.model.directory import ModelDirectory
-from asr.model.lock import DirectoryLock
+from asr.model.lock import LOCK_FILE, DirectoryLock
 from asr.model.manifest import BaseEntry, Manifest, Versions
 from asr.model.routed_model import make_forward
 from asr.router import RouterSettings
@@ -80,22 +83,22 @@ def train_sequence(
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; give one of them")
     settings = router_settings(config.router)
-    processes = Processes(cpu=config.device == "cpu")
+    processes = Processes(cpu=choose_device(config.device).type == "cpu")
     if not processes.is_main:
         watcher = Watcher()
     with ExitStack() as stack:
         stack.callback(processes.close)
         directory = ModelDirectory(out)
         lock = directory.lock()
+        stack.callback(lock.release)  # nothing happens where it is not held
         earlier = processes.on_main(lambda: _open(directory, resume, overwrite, lock))
-        stack.callback(lock.release)
         published = _published(earlier)
         check_files(config, [name for name in config.domains if name not in published])
         base = load_base(
             config.base,
             device=_device(config, processes),
             dtype=config.dtype,
-            template_text=_stored_template(directory, earlier),
+            template_text=_stored_template(directory, earlier, config.base),
             trust_remote_code=trust_remote_code,
             say=watcher.say,
         )
@@ -103,11 +106,13 @@ def train_sequence(
         forward = make_forward(base, contract.layer, config.router.two_pass)
         domains = prepare_domains(config, base, contract.layer, processes.count, published)
         plan = RunPlan(base.fingerprint, contract, config.seed, [d.plan for d in domains])
-        manifest = earlier or _new_manifest(config, base, contract)
-        work = check_resume(manifest, plan)
-        processes.on_main(
-            lambda: _publish_start(directory, manifest, config, settings, base, work, overwrite, lock)
-        )
+        fresh = _new_manifest(config, base, contract)
+        work = check_resume(earlier or fresh, plan)
+        manifest = fresh if earlier is None else _continued(earlier, fresh)
+        stale = _take_over(manifest, config, settings, domains, work)
+        if overwrite:
+            processes.on_main(lambda: _clear(directory, lock))
+        processes.on_main(lambda: _publish_start(directory, manifest, base, work, stale))
         watcher.planned(domains, list(work.todo))
         run = DomainRun(base, forward, directory, manifest, processes, watcher)
         _run_all(run, domains, work, config, settings)
@@ -127,8 +132,7 @@ def _run_all(
     for name in work.todo:
         domain = by_name[name]
         run.watcher.domain_started(domain, list(by_name).index(name), len(domains))
-        entry = run.manifest.domains.get(name)
-        if entry is None or entry.status in ("pending", "training"):
+        if run.manifest.domains[name].status in ("pending", "training"):
             run.train(domain)
             if tensors_hash(run.base.model) != frozen:
                 raise BaseModelError(
@@ -143,9 +147,15 @@ def _run_all(
             run.evaluate(domain.name, config.eval, settings)
 
         run.processes.on_main(finish)
+
+    def derive() -> None:
+        run.refit(settings, canaries)
+        if run.manifest.keep_eval:
+            run.score(config.eval, settings)
+
     if not work.todo:
-        # nothing to train, but ridge, abstain or solver may have changed: they are derived
-        run.processes.on_main(lambda: run.refit(settings, canaries))
+        # nothing to train, but ridge, solver, scorers or the like may have changed
+        run.processes.on_main(derive)
     run.processes.on_main(lambda: shutil.rmtree(run.directory.checkpoints, ignore_errors=True))
 
 
@@ -157,6 +167,7 @@ def _open(
         lock.acquire()
         sweep_staging(directory.path)
         return Manifest.load(directory.path)
+    _sweep_failed_start(directory)
     if overwrite and directory.path.is_dir():
         directory.require_replaceable(overwrite)  # deleted only when everything else is checked
     else:
@@ -166,29 +177,98 @@ def _open(
     return None
 
 
-def _publish_start(
-    directory: ModelDirectory,
+def _sweep_failed_start(directory: ModelDirectory) -> None:
+    """Empty a folder in which a run was killed while it wrote its very first ledger."""
+
+    def leftovers_only() -> bool:
+        names = {entry.name for entry in directory.path.iterdir()} - {LOCK_FILE}
+        return bool(names) and all(name.startswith(STAGING_PREFIX) for name in names)
+
+    if directory.path.is_dir() and leftovers_only():
+        with directory.lock():
+            if leftovers_only():  # still: that run may have been alive
+                sweep_staging(directory.path)
+
+
+def _continued(earlier: Manifest, fresh: Manifest) -> Manifest:
+    """The ledger to go on with.
+
+    As long as no adapter is published nothing depends on the base, seed and contract of the earlier
+    run, and this run's hold.
+
+    Raises:
+        ConfigError: ``keep_eval`` changed, and there are finished domains.
+    """
+    finished = [name for name, entry in earlier.domains.items() if entry.adapter is not None]
+    if not finished:
+        return fresh.model_copy(update={"created": earlier.created, "domains": earlier.domains})
+    if earlier.keep_eval != fresh.keep_eval:
+        raise ConfigError(
+            f"cannot resume: keep_eval changed: {json.dumps(earlier.keep_eval)} -> "
+            f"{json.dumps(fresh.keep_eval)}, and domain '{finished[0]}' is finished with it; undo "
+            "the change, or train into a new folder"
+        )
+    earlier.two_pass = fresh.two_pass  # the same features, at another cost
+    return earlier
+
+
+def _take_over(
     manifest: Manifest,
     config: TrainConfig,
     settings: RouterSettings,
-    base: LoadedBase,
+    domains: list[PreparedDomain],
     work: Resume,
-    overwrite: bool,
-    lock: DirectoryLock,
+) -> bool:
+    """Bring the ledger in line with the config, in memory, on every process.
+
+    Returns:
+        Whether the stored matrices were made under other settings of router or scoring.
+    """
+    stale = manifest.router != settings.to_dict()
+    for name in work.dropped:
+        del manifest.domains[name]
+    for domain in domains:
+        if domain.name not in manifest.domains:
+            manifest.add(domain.name)
+        before = manifest.domains[domain.name]
+        after = manifest.update(
+            domain.name,
+            test=None if domain.config.test is None else str(domain.config.test),
+            scorer=domain.scorer,
+            max_new_tokens=domain.max_new_tokens,
+        )
+        if after.router is not None:
+            stale |= (before.scorer, before.max_new_tokens) != (after.scorer, after.max_new_tokens)
+    manifest.arrange([domain.name for domain in domains])
+    manifest.router = settings.to_dict()
+    manifest.config = config.plain()
+    return stale
+
+
+def _clear(directory: ModelDirectory, lock: DirectoryLock) -> None:
+    ModelDirectory.create(directory.path, overwrite=True, lock=lock)
+
+
+def _publish_start(
+    directory: ModelDirectory, manifest: Manifest, base: LoadedBase, work: Resume, stale: bool
 ) -> None:
-    """Write what must stand before the first domain: ledger, template, tokenizer."""
-    if overwrite:
-        ModelDirectory.create(directory.path, overwrite=True, lock=lock)
+    """Write what must stand before the first domain: ledger, tokenizer, template."""
     for name in (*work.dropped, *work.restart):
         shutil.rmtree(directory.checkpoint(name), ignore_errors=True)
     for name in work.dropped:
-        del manifest.domains[name]
-    manifest.router = settings.to_dict()
-    manifest.config = config.plain()
-    if not directory.chat_template.is_file():
-        write_text(directory.chat_template, base.template.text)
-        base.tokenizer.save_pretrained(directory.tokenizer, save_jinja_files=False)
+        shutil.rmtree(directory.adapter(name), ignore_errors=True)  # published, not yet recorded
+    if stale:
+        for kind in KINDS:
+            matrix_path(directory, kind).unlink(missing_ok=True)
+    # The ledger before the template: with it a kill leaves a directory that can be continued.
     manifest.save(directory.path)
+    template = directory.chat_template
+    if not template.is_file() or template.read_text(encoding="utf-8") != base.template.text:
+        # The template last: where it stands, the tokenizer is complete.
+        with storage_errors(directory.tokenizer):
+            template.unlink(missing_ok=True)
+            base.tokenizer.save_pretrained(directory.tokenizer, save_jinja_files=False)
+        write_text(template, base.template.text)
 
 
 def _new_manifest(config: TrainConfig, base: LoadedBase, contract: FeatureContract) -> Manifest:
@@ -224,9 +304,11 @@ def _published(manifest: Manifest | None) -> list[str]:
     return [] if manifest is None else manifest.routed
 
 
-def _stored_template(directory: ModelDirectory, manifest: Manifest | None) -> str | None:
+def _stored_template(directory: ModelDirectory, manifest: Manifest | None, base: str) -> str | None:
     if manifest is None or not directory.chat_template.is_file():
         return None
+    if not manifest.routed and manifest.base.name != base:
+        return None  # nothing stands yet, and another base is asked for
     return directory.chat_template.read_text(encoding="utf-8")
 
 

@@ -30,7 +30,8 @@ class SupervisedCollator:
 
     Args:
         pad_token_id: id to pad with; masked.
-        keep: ask for supervised positions only; needs :func:`asr.base.split.accepts_logits_to_keep`.
+        keep: ask for supervised positions only, where the model can
+            (:func:`asr.base.split.accepts_logits_to_keep`).
     """
 
     def __init__(self, pad_token_id: int, keep: bool) -> None:

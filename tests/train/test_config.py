@@ -59,6 +59,7 @@ def test_defaults() -> None:
         "adapter": {"placement": "deep", "rank": 8, "alpha": 16.0, "dropout": 0.0},
         "router": {
             "layer": None,
+            "two_pass": False,
             "solver": "direct",
             "ridge": None,
             "absolute_ridge": None,

@@ -1,0 +1,133 @@
+"""``asr add``: train one more domain into a routed model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asr.cli.options import ModelArgument, TrustOption
+from asr.errors import ConfigError, DirectoryError
+
+if TYPE_CHECKING:
+    from asr.model.manifest import Manifest
+    from asr.train.config import TrainConfig
+
+
+def add(
+    model: ModelArgument,
+    domain: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME=DATA",
+            help="Name of the new domain and its training file.",
+            show_default=False,
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the new domain, e.g. training.epochs=3 test=legal.test.jsonl; "
+            "the rest is as MODEL was trained.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an add that was stopped.")
+    ] = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    r"""Train one more domain into MODEL; the others stay as they are.
+
+    The training files of the other domains are not needed any more.
+
+    \b
+    asr add MODEL legal=legal.jsonl
+    asr add MODEL legal=legal.jsonl adapter.rank=16 scorer=label test=legal.test.jsonl
+    """
+    name, data = _split(domain)
+    from asr.model.directory import ModelDirectory
+    from asr.model.manifest import Manifest
+
+    manifest = Manifest.load(ModelDirectory.open(model).path)
+    config = extended_config(manifest, name, data, overrides or [], resume)
+    from asr.cli.training import run_training
+
+    trust = ["--trust-remote-code"] if trust_remote_code else []
+    run_training(
+        config,
+        model,
+        resume=True,
+        trust_remote_code=trust_remote_code,
+        again=["add", model, domain, *(overrides or []), "--resume", *trust],
+    )
+
+
+def extended_config(
+    manifest: Manifest, name: str, data: Path, overrides: list[str], resume: bool = False
+) -> TrainConfig:
+    """Return the config of the model's last run with one more domain at the end.
+
+    Args:
+        manifest: of the model.
+        name: the new domain.
+        data: its training file; relative to the current directory.
+        overrides: ``key=value`` arguments.
+        resume: the domain may be there, unfinished.
+
+    Raises:
+        ConfigError: a bad or reserved name, a bad override.
+        DirectoryError: the name is taken, or the manifest holds no config.
+    """
+    from asr.model.names import check_domain_name
+    from asr.train.config_file import build_config
+    from asr.train.overrides import apply_overrides
+
+    check_domain_name(name)
+    raw: dict[str, Any] = copy.deepcopy(manifest.config)
+    domains = raw.get("domains")
+    if not isinstance(domains, dict):
+        raise DirectoryError(
+            "this model records no config, so it cannot be extended with asr add; use asr train "
+            "with --resume"
+        )
+    entry = manifest.domains.get(name)
+    if entry is not None and entry.status == "done":
+        raise DirectoryError(
+            f"domain '{name}' exists in this model already; choose another name (taken: "
+            f"{', '.join(manifest.domains)})"
+        )
+    if name in domains and not resume:
+        raise DirectoryError(
+            f"domain '{name}' is in this model already, unfinished; add --resume to go on with it"
+        )
+    domains[name] = {"train": str(data.expanduser().absolute())}
+    own = [_of_domain(name, override) for override in overrides]
+    set_by_hand = {tuple(o.partition("=")[0].strip().split(".")) for o in own}
+    return build_config(
+        apply_overrides(raw, own),
+        "config",
+        set_by_hand={*set_by_hand, ("domains", name)},
+    )
+
+
+def _of_domain(name: str, override: str) -> str:
+    """Point ``training.epochs=3`` and ``scorer=label`` at the new domain.
+
+    Left at the top, a setting would also be that of every domain added later.
+    """
+    from asr.train.config import DomainConfig
+
+    first = override.partition("=")[0].strip().partition(".")[0]
+    own = first in DomainConfig.model_fields and first != "train"
+    return f"domains.{name}.{override.strip()}" if own else override
+
+
+def _split(argument: str) -> tuple[str, Path]:
+    name, equals, data = argument.partition("=")
+    if not equals or not name or not data:
+        raise ConfigError(f"'{argument}' is not NAME=DATA; write e.g. legal=legal.jsonl")
+    return name, Path(data)

@@ -1,0 +1,215 @@
+"""``asr info``: what is in a routed model directory. Needs neither torch nor the base."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from asr.cli.options import JsonOption, ModelArgument
+from asr.cli.output import counted, seconds, size, stdout, write_line
+from asr.errors import RouterError
+
+if TYPE_CHECKING:
+    from asr.model.manifest import DomainEntry, Manifest
+    from asr.router import RouterReport
+
+
+def info(model: ModelArgument, as_json: JsonOption = False) -> None:
+    r"""Show what MODEL holds: base, domains, router, and whether its files are intact.
+
+    \b
+    asr info MODEL
+    asr info MODEL --json
+    """
+    from asr.model.directory import ModelDirectory
+    from asr.model.manifest import Manifest
+
+    directory = ModelDirectory.open(model)
+    manifest = Manifest.load(directory.path)
+    problems = directory.verify(manifest)
+    report: RouterReport | None = None
+    if manifest.routed:
+        from asr.router import load_router
+
+        try:
+            report = load_router(directory.router, manifest.contract.hash).router.report
+        except RouterError as error:
+            problems.append(str(error))
+    if as_json:
+        record = {
+            "model": str(model),
+            "manifest": manifest.model_dump(mode="json"),
+            "router": None if report is None else report.to_dict(),
+            "problems": problems,
+        }
+        write_line(json.dumps(record, ensure_ascii=False, indent=1))
+        return
+    console = stdout()
+    _show_model(console, model, manifest)
+    if manifest.domains:
+        console.print()
+        for table in _domain_tables(manifest.domains):
+            console.print(table)
+            console.print()
+    else:
+        console.print("\nno domains yet\n")
+    if report is not None:
+        for line in _router_lines(report):
+            console.print(Text(line), soft_wrap=True)
+        console.print()
+    _show_state(console, model, manifest, problems)
+
+
+def _show_model(console: Console, model: Path, manifest: Manifest) -> None:
+    base, contract, versions = manifest.base, manifest.contract, manifest.versions
+    found = base.source if base.revision is None else f"{base.source}, {base.revision}"
+    expansion = contract.expansion.dimension
+    passes = ", routed in a pass of its own" if manifest.two_pass else ""
+    features = (
+        f"layer {contract.layer} of {base.n_layers}{passes}, views {' + '.join(contract.views)}, "
+        f"expansion {expansion or 'none'}, prompts to {contract.truncation.max_length} tokens"
+    )
+    rows = {
+        "model": str(model),
+        "base": f"{base.name} ({found})",
+        "": f"{base.architecture}, {base.n_layers} layers, hidden {base.hidden_size}",
+        "fingerprint": base.fingerprint,
+        "features": features,
+        "contract": contract.hash,
+        "trained on": f"{manifest.numeric.device}, {manifest.numeric.dtype}, seed {manifest.seed}",
+        "made": f"{manifest.created} with asr {versions.asr}, torch {versions.torch}, "
+        f"transformers {versions.transformers}, peft {versions.peft}",
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in rows.items():
+        grid.add_row(Text(key, style="bold"), Text(value))
+    console.print(grid)
+
+
+def _domain_tables(domains: dict[str, DomainEntry]) -> list[Table]:
+    """Three tables, so that long names and large numbers fit into 80 columns."""
+    data = _table("domain", "status", "train", "dev", "placement")
+    adapters = _table("domain", "steps", "batch", "rate", "parameters", "size", "sha256")
+    times = _table("domain", "training", "tokens/s", "router", "evaluation")
+    for name, entry in domains.items():
+        counts, training, adapter, spent = entry.data, entry.training, entry.adapter, entry.timings
+        shown = Text(name, style="bold")
+        data.add_row(
+            shown,
+            entry.status,
+            _or_dash(None if counts is None else counts.train),
+            _or_dash(None if counts is None else counts.dev),
+            _placement(entry),
+        )
+        adapters.add_row(
+            shown,
+            _or_dash(_steps(entry)),
+            _or_dash(training.get("batch_size")),
+            _rate(training.get("learning_rate")),
+            "-" if adapter is None else f"{adapter.parameters:,}",
+            "-" if adapter is None else size(adapter.bytes),
+            "-" if adapter is None else adapter.sha256[:8],
+        )
+        times.add_row(
+            shown,
+            _time(spent.get("train")),
+            "-" if not entry.tokens_per_second else f"{entry.tokens_per_second:,.0f}",
+            _time(spent.get("statistics")),
+            _time(spent.get("evaluation")),
+        )
+    return [data, adapters, times]
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in headings:
+        words = heading in ("domain", "status", "placement", "sha256")
+        table.add_column(
+            heading,
+            justify="left" if words else "right",
+            no_wrap=heading not in ("domain", "placement"),
+            min_width=min(16, len(heading) + 6) if heading == "domain" else None,
+            overflow="fold",
+        )
+    return table
+
+
+def _steps(entry: DomainEntry) -> int | None:
+    """The optimizer steps that its settings come to."""
+    training, data = entry.training, entry.data
+    most = training.get("max_steps")
+    if isinstance(most, int):
+        return most
+    batch, epochs = training.get("batch_size"), training.get("epochs")
+    if data is None or data.train is None or not isinstance(batch, int):
+        return None
+    if not isinstance(epochs, int):
+        return None
+    return math.ceil((data.train - (data.dropped or 0)) / batch) * epochs
+
+
+def _placement(entry: DomainEntry) -> str:
+    placement = entry.placement
+    if not placement:
+        return "-"
+    modules = placement.get("modules")
+    count = len(modules) if isinstance(modules, list) else 0
+    return (
+        f"{placement.get('kind')}, rank {placement.get('rank')}, {counted(count, 'module')}, "
+        f"{entry.passes} pass{'' if entry.passes == 'one' else 'es'}"
+    )
+
+
+def _router_lines(report: RouterReport) -> list[str]:
+    chosen = "chosen on held-out prompts" if report.ridge_chosen else "as set"
+    accuracy = ", ".join(f"{view} {value:.3f}" for view, value in report.accuracy.items())
+    held = sum(report.calibration_prompts.values())
+    lines = [
+        f"router: {report.solver}, ridge {report.ridge:g} ({chosen}), condition "
+        f"{report.condition:.2g}, temperature {report.temperature:.3g}",
+        f"accuracy on {held} held-out prompts: {accuracy or 'none'}",
+    ]
+    if math.isfinite(report.threshold):
+        rejected = ", ".join(f"{view} {value:.3f}" for view, value in report.rejected.items())
+        lines.append(
+            f"threshold {report.threshold:.3f}: below it a prompt goes to the base "
+            f"(known prompts rejected: {rejected})"
+        )
+    else:
+        lines.append("threshold: none, no prompt goes to the base")
+    return lines + [f"warning: {line}" for line in report.warnings]
+
+
+def _show_state(console: Console, model: Path, manifest: Manifest, problems: list[str]) -> None:
+    waiting = [name for name, entry in manifest.domains.items() if entry.status != "done"]
+    if waiting:
+        names = ", ".join(waiting)
+        console.print(
+            f"unfinished: {names}; go on with asr train ... --out {model} --resume", soft_wrap=True
+        )
+    if problems:
+        console.print(Text(f"{counted(len(problems), 'problem')}:", style="bold red"))
+        for problem in problems:
+            console.print(Text(f"  {problem}"), soft_wrap=True)
+    else:
+        console.print("files: all as recorded")
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _rate(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else "-"
+
+
+def _time(value: float | None) -> str:
+    return "-" if value is None else seconds(value)

@@ -1,0 +1,216 @@
+"""Take a domain out of a routed model, with everything that was made from its data.
+
+The router is solved again over the statistics of the domains that stay, in name order: bit for bit
+the router of a model that never saw the domain (on one machine, with one number of threads).
+Nothing is subtracted, no base is loaded, no old data is read.
+
+Order of the writes, so that a kill in between leaves a directory that works, and the same command
+finishes the work:
+
+1. the router without the domain: the model no longer routes to it;
+2. the ledger, with the domain as one that has not begun, and without its settings;
+3. the files of the domain, its statistics last: what a model that lacks the domain in its ledger
+   still holds of it can be told by them;
+4. the ledger without the domain.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asr.errors import ConfigError, DirectoryError, unknown
+from asr.eval.cache import forget_domain
+from asr.eval.matrix import EvalMatrix
+from asr.model.atomic import storage_errors, sweep_staging
+from asr.model.canaries import TENSOR
+from asr.model.directory import ModelDirectory
+from asr.model.manifest import MANIFEST_FILE, DomainEntry, Manifest
+from asr.model.names import check_domain_name
+from asr.model.routing import fit_router, read_domains, store_router
+from asr.router import Router, RouterSettings, load_router
+
+_DRAWN = ("matrix.png", "matrix.*.png", "report.html", "matrix.basis.json", "matrix.*.basis.json")
+"""What is made from matrices, by patterns; it does not say itself which domains it shows."""
+
+
+def remove_domain(path: Path | str, name: str) -> list[str]:
+    """Remove a domain from the routed model directory at ``path``.
+
+    Deleted are its adapter (all versions), statistics and calibration block, kept prompts,
+    checkpoints, its entry and its settings in the manifest, the answers of its adapter and those to
+    its prompts in ``eval/answers.jsonl`` (with them those that do not say whose they are), and, of
+    ``eval`` and ``eval/test``, the matrices that hold the domain and the figures drawn from them:
+    all rows after the domain's were measured with routers that knew it. ``asr eval`` and the next
+    training make the matrices on the kept prompts again, from the answers that stay. Files that
+    were written elsewhere (``asr eval --out``, ``asr generate --out``) are not searched for.
+
+    Args:
+        path: the model directory.
+        name: the domain; finished or not. One that the manifest does not hold any more is accepted
+            where files of it are left.
+
+    Returns:
+        What was deleted, as paths from ``path``, some with a remark; on a repetition after a kill,
+        what was left to delete.
+
+    Raises:
+        DirectoryError: not a routed model directory, no such domain, or the only one.
+        LockedError: another process is writing there.
+        RouterError, ContractError: the router, or the statistics of a domain that stays, are
+            missing or damaged. Nothing is deleted then.
+        StorageError: the file system refused; the same command goes on from there.
+    """
+    directory = ModelDirectory.open(path)
+    with directory.lock():
+        manifest = Manifest.load(directory.path)
+        _require_removable(directory, manifest, name)
+        sweep_staging(directory.path)
+        deleted: list[str] = []
+        if name in manifest.domains:
+            deleted += _publish_router(directory, manifest, name)
+            _reset_entry(manifest, name)
+            manifest.save(directory.path)
+        deleted += _purge(directory, name)
+        if name in manifest.domains:
+            del manifest.domains[name]
+            manifest.save(directory.path)
+            deleted.append(f"{MANIFEST_FILE}: its entry and settings")
+        return deleted
+
+
+def _require_removable(directory: ModelDirectory, manifest: Manifest, name: str) -> None:
+    if name not in manifest.domains:
+        if not _leftovers(directory, name):
+            raise DirectoryError(unknown("domain", name, manifest.domains))
+    elif len(manifest.domains) == 1:
+        raise DirectoryError(
+            f"'{name}' is the only domain of '{directory.path}', and a routed model needs one; "
+            f"nothing was removed: add another one first, or delete the folder"
+        )
+
+
+def _leftovers(directory: ModelDirectory, name: str) -> list[Path]:
+    try:
+        check_domain_name(name)
+    except ConfigError:  # no file is ever called so
+        return []
+    return [path for path in _own_files(directory, name) if _exists(path)]
+
+
+# -- the router --------------------------------------------------------------------------------
+
+
+def _publish_router(directory: ModelDirectory, manifest: Manifest, name: str) -> list[str]:
+    """Write the router of the domains that stay, and bring its settings in line."""
+    settings = _settings_without(RouterSettings.from_dict(manifest.router), name)
+    kept = [other for other in manifest.routed if other != name]
+    if settings.to_dict() != RouterSettings.from_dict(manifest.router).to_dict():
+        manifest.router = settings.to_dict()
+    if not kept:  # what stays is not trained yet: its training makes the router
+        return _delete(directory, [directory.router])
+    router, canaries = _solve(directory, manifest, kept, settings)
+    store_router(directory, router, manifest.contract, canaries)
+    return []
+
+
+def _solve(
+    directory: ModelDirectory, manifest: Manifest, kept: list[str], settings: RouterSettings
+) -> tuple[Router, NDArray[np.float32]]:
+    # The canaries' features are the base's, not any domain's: they are carried over.
+    canaries = load_router(directory.router, manifest.contract.hash).extra_tensors[TENSOR]
+    domains = read_domains(directory, kept, manifest.contract)
+    router = fit_router(domains, settings, manifest.contract, manifest.base.hidden_size)
+    return router, canaries
+
+
+def _settings_without(settings: RouterSettings, name: str) -> RouterSettings:
+    if name not in (settings.domain_weights or {}):
+        return settings
+    weights = {key: value for key, value in (settings.domain_weights or {}).items() if key != name}
+    return replace(settings, domain_weights=weights or None)
+
+
+# -- the ledger --------------------------------------------------------------------------------
+
+
+def _reset_entry(manifest: Manifest, name: str) -> None:
+    """Record the domain as not begun, so that the ledger promises no file that is being deleted."""
+    manifest.domains[name] = DomainEntry(order=manifest.domains[name].order)
+    domains = manifest.config.get("domains")
+    if isinstance(domains, dict):
+        domains.pop(name, None)
+
+
+# -- the files ---------------------------------------------------------------------------------
+
+
+def _purge(directory: ModelDirectory, name: str) -> list[str]:
+    deleted = []
+    answers = directory.answers
+    dropped, stayed = forget_domain(answers, name)
+    if dropped:
+        what = f"{dropped} of {dropped + stayed} answers"
+        deleted.append(f"{answers.relative_to(directory.path)}: {what}")
+    for folder in (directory.eval, directory.eval / "test"):
+        deleted += _delete(directory, _stale_matrices(folder, name))
+    with storage_errors(directory.path):
+        if (directory.eval / "test").is_dir() and not any((directory.eval / "test").iterdir()):
+            (directory.eval / "test").rmdir()
+    return deleted + _delete(directory, _own_files(directory, name))
+
+
+def _own_files(directory: ModelDirectory, name: str) -> list[Path]:
+    """Everything that belongs to the domain alone, in the order of deletion."""
+    versions = re.compile(rf"{re.escape(name)}(\.v\d+)?")
+    folder = directory.adapters
+    adapters = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        directory.eval_prompts(name),
+        directory.checkpoint(name),
+        *(path for path in adapters if versions.fullmatch(path.name)),
+        directory.router_statistics(name),
+    ]
+
+
+def _stale_matrices(folder: Path, name: str) -> list[Path]:
+    """The matrices in ``folder`` that hold the domain, after everything that was made from them.
+
+    Figures without a matrix beside them may show it too.
+    """
+    drawn = sorted({path for pattern in _DRAWN for path in folder.glob(pattern)})
+    matrices = sorted({*folder.glob("matrix.json"), *folder.glob("matrix.*.json")} - {*drawn})
+    holding = [path for path in matrices if _holds(path, name)]
+    return drawn + holding if holding or not matrices else []
+
+
+def _holds(path: Path, name: str) -> bool:
+    try:
+        return name in EvalMatrix.from_json(path.read_text(encoding="utf-8"), str(path)).domains
+    except (DirectoryError, UnicodeDecodeError):
+        return True  # damaged: it may
+
+
+def _delete(directory: ModelDirectory, paths: Iterable[Path]) -> list[str]:
+    """Delete files and folders that are there; links are removed, not followed."""
+    deleted = []
+    for path in paths:
+        if not _exists(path):
+            continue
+        with storage_errors(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        deleted.append(str(path.relative_to(directory.path)))
+    return deleted
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()

@@ -1,0 +1,60 @@
+"""Do the adapters of a routed model give the same logits in plain PEFT?
+
+Run as:  python -m benchmarks.plain_peft MODEL [--dtype float32]
+
+Loads the base with transformers and each adapter folder with ``PeftModel.from_pretrained``, runs a
+few prompts of that domain's kept dev cut through it, and compares the logits of the last position
+with those of the routed model (split prefill, adapter bank). Prints the largest difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from asr.base.quiet import quiet_libraries
+from asr.model.features import pad_left
+from asr.model.kept_prompts import read_kept
+from asr.model.routed_model import RoutedModel
+
+PROMPTS = 4
+
+
+def main() -> None:
+    """Parse the arguments, compare every domain, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+
+    routed = RoutedModel.from_pretrained(args.model, dtype=args.dtype)
+    base = routed.base
+    print(f"{base.name} on {base.note}")
+    for name in routed.domains:
+        kept = read_kept(routed.directory.eval_prompts(name))[:PROMPTS]
+        encoded = routed.encode([list(example.prompt) for example in kept])
+        ids, mask = pad_left(
+            [prompt.input_ids for prompt in encoded], base.tokenizer.pad_token_id, base.device
+        )
+        with routed.applied([name] * len(kept)):
+            ours = routed.forward.suffix(routed.forward.prefix(ids, mask), 1)[:, -1]
+        with quiet_libraries():
+            plain = AutoModelForCausalLM.from_pretrained(base.resolved.path, dtype=base.dtype)
+            adapted = PeftModel.from_pretrained(
+                plain.to(base.device), routed.directory.adapter(name)
+            ).eval()
+        with torch.no_grad():
+            theirs = adapted(input_ids=ids, attention_mask=mask).logits[:, -1]
+        difference = (ours - theirs).abs().max().item()
+        agree = bool((ours.argmax(-1) == theirs.argmax(-1)).all())
+        print(
+            f"{name}: largest logit difference {difference:g} "
+            f"(logits up to {theirs.abs().max().item():.1f}), same next token: {agree}"
+        )
+
+
+if __name__ == "__main__":
+    main()

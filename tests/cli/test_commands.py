@@ -1,0 +1,383 @@
+"""Every command does what it says, on a tiny trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from asr.eval.matrix import EvalMatrix
+from tests.cli.conftest import Edit, Trained, run_asr
+
+PNG = b"\x89PNG\r\n"
+
+
+def manifest(model: Path) -> dict:
+    return json.loads((model / "manifest.json").read_text())
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# -- train and add -------------------------------------------------------------------------------
+
+
+def test_train_says_what_it_does(trained: Trained) -> None:
+    lines = trained.outcome.out.splitlines()
+    model = trained.model
+    assert lines[0] == f"2 domains (red, sum) into {model}"
+    assert lines[1].startswith(f"base: {trained.root / 'base'} on cpu")
+    assert (
+        lines[2]
+        == "router: reads the states entering layer 2 of 4; prompts shown templated and bare"
+    )
+    plan = [line.split() for line in lines]
+    heading = ["domain", "train", "dev", "steps", "batch", "rate", "placement", "parameters"]
+    assert heading in plan
+    entry = manifest(model)["domains"]["red"]
+    train, dev = entry["data"]["train"], entry["data"]["dev"]
+    steps = -(-train // 2)
+    parameters = f"{entry['adapter']['parameters']:,}"
+    assert ["red", str(train), str(dev), str(steps), "2", "0.001", "deep,", "rank", "8",
+            parameters] in plan  # fmt: skip
+    assert f"batch 2: by the number of steps ({steps}), red" in trained.outcome.out or (
+        f"batch 2: by the number of steps ({steps})" in lines
+    )
+    assert "rate 0.001: by placement (14 adapted modules)" in lines
+    assert "1/2 red" in lines and "2/2 sum" in lines
+    assert any(line.startswith(f"  step {-(-steps // 5)}/{steps}, loss ") for line in lines)
+    assert any(line.startswith(f"red: {steps} steps, loss ") for line in lines)
+    assert any(line.startswith("  templated, routed / oracle / base: red 0.") for line in lines)
+    assert "After sum, templated prompts (95% intervals)" in [line.strip() for line in lines]
+    assert f"model: {model} (2 domains)" in lines
+    assert any(line.startswith(f"  asr chat {model}") for line in lines)
+    assert trained.outcome.err == ""
+
+
+def test_train_again_with_resume_has_nothing_to_do(trained: Trained, own: Path) -> None:
+    before = manifest(own)["domains"]
+    outcome = run_asr("train", trained.config, "--out", own, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "skipped, because finished: red, sum" in outcome.out
+    assert "nothing to train; the router is solved again" in outcome.out
+    assert manifest(own)["domains"] == before
+
+
+def test_overwrite_starts_again(trained: Trained, own: Path) -> None:
+    (own / "adapters" / "red" / "README.md").write_text("changed")
+    arguments = ["train", trained.config, "training.max_steps=2", "--out", own, "--overwrite"]
+    outcome = run_asr(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "red: 2 steps" in outcome.out
+    assert (own / "adapters" / "red" / "README.md").read_text() != "changed"
+
+
+def test_add_appends_a_domain_and_touches_no_other(trained: Trained, own: Path) -> None:
+    data = shutil.copy(trained.root / "rev.jsonl", own.parent / "rev.jsonl")
+    moved = trained.root / "red.moved"
+    weights = [own / "adapters" / name / "adapter_model.safetensors" for name in ("red", "sum")]
+    before = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]
+    (trained.root / "red.jsonl").rename(moved)  # old training data is not needed
+    try:
+        outcome = run_asr(
+            "add", own, f"rev={data}", "training.max_steps=3", "adapter.rank=4", "scorer=label"
+        )
+    finally:
+        moved.rename(trained.root / "red.jsonl")
+    assert outcome.code == 0, outcome.err
+    assert "skipped, because finished: red, sum" in outcome.out
+    assert "3/3 rev" in outcome.out and "rev: 3 steps" in outcome.out
+    record = manifest(own)
+    assert list(record["domains"]) == ["red", "sum", "rev"]
+    entry = record["domains"]["rev"]
+    assert (entry["status"], entry["scorer"], entry["adapter"]["rank"]) == ("done", "label", 4)
+    assert entry["data"]["path"] == str(data)
+    assert record["config"]["training"]["max_steps"] is None  # the next domain's is not changed
+    assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights] == before
+    routed = run_asr("route", own, "rev item 5 6", "--json")
+    assert set(lines_of(routed.out)[0]["scores"]) == {"red", "sum", "rev"}
+
+
+def test_an_abstention_is_visible() -> None:
+    from asr.cli.generate import headline
+    from asr.cli.route import _table, explanation, plain_decision
+    from asr.router import Decision
+
+    scores = {"red": 0.31, "sum": 0.12}
+    decision = Decision("red", "base", True, 0.31, 0.19, 0.4, scores, 0.9)
+    assert headline("base", decision) == (
+        "base (nearest: red, score 0.310 below the threshold 0.400, margin 0.190)"
+    )
+    assert explanation(decision)[1] == "threshold: 0.400, score 0.310 is below: to the base"
+    assert plain_decision(decision)["threshold"] == 0.4
+    text = io.StringIO()
+    Console(file=text, width=80).print(_table(["hello [red]"], [decision], 80))
+    shown = " ".join(text.getvalue().splitlines()[1].split())
+    assert shown == "base (nearest: red) 0.310 0.190 0.900 hello [red]"
+
+
+# -- route and generate --------------------------------------------------------------------------
+
+
+def test_route_prints_a_table(trained: Trained) -> None:
+    outcome = run_asr("route", trained.model, "red item 1 2", "sum item 3 4", "--explain")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[0].split() == ["route", "score", "margin", "probability", "prompt"]
+    assert lines[1].split()[0] == "red" and lines[1].strip().endswith("red item 1 2")
+    assert lines[2].split()[0] == "sum"
+    assert lines[3].startswith("1: scores: red 0.") and ", sum " in lines[3]
+    assert lines[4] == "1: threshold: none, the router never abstains"
+
+
+def test_a_long_prompt_leaves_the_numbers_whole(trained: Trained) -> None:
+    outcome = run_asr("route", trained.model, "red item " * 20)
+    lines = outcome.out.splitlines()
+    assert lines[0].split() == ["route", "score", "margin", "probability", "prompt"]
+    assert len(lines) == 2 and len(lines[1].rstrip()) <= 80 and "…" in lines[1]
+
+
+def test_route_reads_files_and_writes_json(trained: Trained, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "sum item 1"}, {"role": "assistant", "content": "sum 1"}]
+    rows.write_text('{"prompt": "red item 1"}\n' + json.dumps({"messages": turns}) + "\n")
+    text = tmp_path / "rows.txt"
+    text.write_text("red item 7\n\nsum item 8\n")
+    from_rows = run_asr("route", trained.model, "--file", rows, "--json")
+    found = lines_of(from_rows.out)
+    assert [row["route"] for row in found] == ["red", "sum"]
+    assert found[0]["prompt"] == "red item 1"
+    assert found[1]["messages"] == turns[:1]  # the answer is not part of the prompt
+    assert found[0]["threshold"] is None and found[0]["margin"] > 0
+    from_text = run_asr("route", trained.model, "--file", text, "--json")
+    assert [row["prompt"] for row in lines_of(from_text.out)] == ["red item 7", "sum item 8"]
+    piped = run_asr("route", trained.model, "--file", "-", "--json", input=rows.read_text())
+    assert piped.out == from_rows.out
+    whole = run_asr("route", trained.model, "-", "--json", input="red item 1\nand 2\n")
+    assert lines_of(whole.out)[0]["prompt"] == "red item 1\nand 2"
+
+
+def test_generate_json(trained: Trained) -> None:
+    arguments = ["generate", trained.model, "red item 1", "--max-new-tokens", 4, "--json"]
+    outcome = run_asr(*arguments)
+    assert outcome.code == 0, outcome.err
+    (answer,) = lines_of(outcome.out)
+    assert answer["prompt"] == "red item 1" and answer["adapter"] == "red"
+    assert 1 <= answer["new_tokens"] <= 4 and answer["finish"] in ("stop", "length")
+    routed = lines_of(run_asr("route", trained.model, "red item 1", "--json").out)[0]
+    assert answer["score"] == pytest.approx(routed["score"])
+    (named,) = lines_of(run_asr(*arguments, "--adapter", "sum").out)
+    assert named["adapter"] == "sum" and "score" not in named
+    (base,) = lines_of(run_asr(*arguments, "--adapter", "base").out)
+    assert base["adapter"] == "base"
+
+
+def test_generate_for_people(trained: Trained) -> None:
+    outcome = run_asr("generate", trained.model, "red item 1", "sum item 2", "--max-new-tokens", 2)
+    assert outcome.code == 0, outcome.err
+    assert "> red item 1\nred (score 0." in outcome.out
+    assert "> sum item 2\nsum (score 0." in outcome.out
+
+
+def test_generate_into_a_file(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    outcome = run_asr(
+        "generate", trained.model, "--file", trained.root / "red.test.jsonl", "--out", out,
+        "--max-new-tokens", 2, "--batch-size", 2,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == "" and f"wrote {out}: 5 answers in " in outcome.err
+    answers = lines_of(out.read_text())
+    asked = lines_of((trained.root / "red.test.jsonl").read_text())
+    assert [row["prompt"] for row in answers] == [row["prompt"] for row in asked]
+
+
+def test_sampling_follows_the_seed(trained: Trained) -> None:
+    def texts(seed: int) -> str:
+        return run_asr(
+            "generate", trained.model, "red item 1", "--max-new-tokens", 12, "--json",
+            "--temperature", 5, "--seed", seed,
+        ).out  # fmt: skip
+
+    assert texts(1) == texts(1)
+    assert len({texts(seed) for seed in range(3)}) > 1
+
+
+# -- chat ----------------------------------------------------------------------------------------
+
+
+def test_chat_from_a_pipe(trained: Trained) -> None:
+    spoken = (
+        "red item 1\n/adapter sum\nhello\n/adapter\n/reset\n/hepl\n/adapter nope\n/help\n/quit\n"
+        "never answered\n"
+    )
+    outcome = run_asr("chat", trained.model, "--max-new-tokens", 3, input=spoken)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("domains: red, sum; /help shows the commands, /quit leaves\n")
+    assert "[red (score 0." in outcome.out and ", margin 0." in outcome.out
+    assert "[sum (named, not routed)]" in outcome.out
+    assert "adapter: sum; there are: auto, base, red, sum" in outcome.out
+    assert "the conversation is forgotten" in outcome.out
+    assert "/reset         forget the conversation" in outcome.out
+    assert outcome.out.count("[") == 2  # nothing after /quit was answered
+    assert "unknown command '/hepl' (did you mean '/help'?)" in outcome.err
+    assert "unknown adapter 'nope'; there are: auto, base, red, sum" in outcome.err
+
+
+def test_chat_routes_the_whole_conversation(trained: Trained) -> None:
+    import asr
+    from asr.cli.chat import Chat
+    from asr.cli.output import stdout
+
+    model = asr.RoutedModel.from_pretrained(trained.model)
+    talk = Chat(model, stdout(), 3, {})
+    asked = []
+    stream = model.stream
+
+    def spy(prompt, **settings):
+        asked.append([dict(turn) for turn in prompt])
+        return stream(prompt, **settings)
+
+    model.stream = spy
+    talk.answer("red item 1")
+    talk.answer("sum item 2")
+    roles = [turn["role"] for turn in asked[1]]
+    assert asked[0] == [{"role": "user", "content": "red item 1"}]
+    assert roles in (["user", "assistant", "user"], ["user"])  # an empty answer leaves no turn
+    assert asked[1][-1]["content"] == "sum item 2"
+
+
+def test_chat_goes_on_after_a_message_that_is_too_long(trained: Trained) -> None:
+    spoken = "red item " * 300 + "\nred item 1\n"
+    outcome = run_asr("chat", trained.model, "--max-new-tokens", 3, input=spoken)
+    assert outcome.code == 0
+    assert "tokens, the base's context holds 512" in outcome.err
+    assert "/reset starts a new conversation" in outcome.err
+    assert outcome.out.count("[red (score") == 1
+
+
+def test_interrupted_answer_is_kept_and_chat_goes_on(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asr.cli import chat
+
+    def pieces():
+        yield "half of "
+        raise KeyboardInterrupt
+
+    class Model:
+        domains = ("red",)
+
+        def stream(self, turns, **settings):
+            return None, "red", pieces()
+
+    talk = chat.Chat(Model(), chat.stdout(), 3, {})
+    lines = iter(["hello", KeyboardInterrupt, KeyboardInterrupt, "never read"])
+
+    def read() -> str:
+        line = next(lines)
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr(talk, "_read", read)
+    talk.run()
+    assert talk.turns == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "half of "},
+    ]
+    # The answer's Ctrl-C was the first; the next one left.
+    assert next(lines) is KeyboardInterrupt
+
+
+# -- info and eval -------------------------------------------------------------------------------
+
+
+def test_info(trained: Trained) -> None:
+    outcome = run_asr("info", trained.model)
+    assert outcome.code == 0, outcome.err
+    record = manifest(trained.model)
+    text = outcome.out
+    for needed in (
+        record["base"]["fingerprint"],
+        record["contract_hash"],
+        "LlamaForCausalLM, 4 layers, hidden 32",
+        "layer 2 of 4, views templated + bare",
+        record["domains"]["sum"]["adapter"]["sha256"][:8],
+        "ridge ",
+        "accuracy on ",
+        "threshold: none, no prompt goes to the base",
+        "warning: too few held-out prompts",
+        "files: all as recorded",
+    ):
+        assert needed in text
+    assert max(len(line) for line in text.splitlines() if "warning" not in line) <= 100
+
+
+def test_info_json(trained: Trained) -> None:
+    record = json.loads(run_asr("info", trained.model, "--json").out)
+    assert record["manifest"] == manifest(trained.model)
+    assert record["problems"] == []
+    assert record["router"]["solver"] == "direct"
+
+
+def test_info_of_an_unfinished_model(own: Path, edit_manifest: Edit) -> None:
+    edit_manifest(
+        own,
+        lambda tree: tree["domains"]["sum"].update(
+            status="training", adapter=None, router=None, timings={}, tokens_per_second=None
+        ),
+    )
+    outcome = run_asr("info", own)
+    assert outcome.code == 0, outcome.err
+    assert f"unfinished: sum; go on with asr train ... --out {own} --resume" in outcome.out
+
+
+def test_eval_shows_and_draws_the_dev_matrices(own: Path) -> None:
+    outcome = run_asr("eval", own)
+    assert outcome.code == 0, outcome.err
+    assert "After sum, templated prompts" in outcome.out
+    assert "After sum, bare prompts" in outcome.out
+    assert "routing accuracy " in outcome.out and "OP 0." in outcome.out
+    for name in ("matrix.png", "matrix.bare.png"):
+        assert f"wrote {own / 'eval' / name}" in outcome.out
+        assert (own / "eval" / name).read_bytes().startswith(PNG)
+
+
+def test_eval_on_the_recorded_test_files(own: Path) -> None:
+    first = run_asr("eval", own, "--split", "test")
+    assert first.code == 0, first.err
+    folder = own / "eval" / "test"
+    for kind in ("", ".bare"):
+        path = folder / f"matrix{kind}.json"
+        matrix = EvalMatrix.from_json(path.read_text())
+        assert matrix.domains == ["red", "sum"] and matrix.n == [5, 5]
+        assert matrix.confusion.sum() == 10
+        assert f"wrote {path}" in first.out
+        assert path.with_suffix(".png").read_bytes().startswith(PNG)
+    assert " answers generated at " in first.out and " tokens/s, " in first.out
+    stored = (folder / "matrix.json").read_text()
+    again = run_asr("eval", own, "--split", "test")
+    assert "every answer was in the cache" in again.out
+    assert (folder / "matrix.json").read_text() == stored
+
+
+def test_eval_on_given_files_as_json(trained: Trained, own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    outcome = run_asr(
+        "eval", own, "--data", f"red={trained.root / 'red.jsonl'}", "--max-examples", 3,
+        "--kind", "bare", "--out", out, "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)
+    assert record["split"] == "test" and list(record["matrices"]) == ["bare"]
+    assert record["matrices"]["bare"]["n"] == [3, 3]
+    assert set(record["matrices"]["bare"]["op"]) == {"routed", "oracle", "base"}
+    assert record["written"] == [str(out / "matrix.bare.json"), str(out / "matrix.bare.png")]
+    assert not (own / "eval" / "test").exists()

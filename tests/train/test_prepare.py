@@ -1,0 +1,139 @@
+"""What is resolved and refused before anything expensive starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr.base.load import LoadedBase, load_base
+from asr.errors import AdapterError, ConfigError, RouterError
+from asr.train.prepare import (
+    PreparedDomain,
+    feature_contract,
+    prepare_domains,
+    router_settings,
+)
+from tests.train.conftest import Workshop, write_domain
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> LoadedBase:
+    return load_base(str(tiny_base), device="cpu", dtype="float32")
+
+
+def prepared(
+    shop: Workshop, base: LoadedBase, own: dict[str, Any] | None = None, **changes: Any
+) -> PreparedDomain:
+    config = shop.config({"red": own or {}}, **changes)
+    (domain,) = prepare_domains(config, base, 2, 1)
+    return domain
+
+
+def test_the_cuts_share_no_prompt_and_lose_none(shop: Workshop, base: LoadedBase) -> None:
+    data = prepared(shop, base).data
+    assert data is not None
+    train = {example.prompt_key for example in data.train}
+    dev = {example.prompt_key for example in data.dev}
+    assert train and dev and not train & dev
+    assert len(train) + len(dev) == 24
+    assert 0 < data.calibration < len(train)
+    assert len(data.encoded.rows) == len(data.train)
+
+
+def test_rules_fill_what_is_open_and_only_that(shop: Workshop, base: LoadedBase) -> None:
+    settings = prepared(shop, base, training__batch_size=None).settings
+    assert settings is not None
+    assert (settings.batch_size, settings.learning_rate) == (2, 1e-3)
+    one = {"modules": ["model.layers.3.mlp.down_proj"]}
+    domain = prepared(shop, base, adapter__placement=one)
+    assert domain.settings is not None
+    assert (domain.settings.batch_size, domain.settings.learning_rate) == (4, 1e-2)
+    assert domain.placement.names == ["model.layers.3.mlp.down_proj"]
+    given = prepared(shop, base, training__learning_rate=0.5).settings
+    assert given is not None and given.learning_rate == 0.5
+
+
+def test_own_settings_of_a_domain_hold(shop: Workshop, base: LoadedBase) -> None:
+    own = {
+        "max_new_tokens": 9,
+        "scorer": "label",
+        "adapter": {"rank": 5},
+        "training": {"epochs": 7},
+    }
+    domain = prepared(shop, base, own)
+    assert (domain.max_new_tokens, domain.scorer, domain.lora.rank) == (9, "label", 5)
+    assert domain.settings is not None and domain.settings.epochs == 7
+    plain = prepared(shop, base)
+    assert (plain.max_new_tokens, plain.scorer, plain.lora.rank) == (3, "exact", 2)
+
+
+def test_the_hash_covers_what_is_trained_on(shop: Workshop, base: LoadedBase) -> None:
+    dev = str(write_domain(shop.folder / "dev.jsonl", "dev", 5))
+    hashes = {
+        prepared(shop, base).plan.data_sha256,
+        prepared(shop, base, {"limit": 20}).plan.data_sha256,
+        prepared(shop, base, {"dev": dev}).plan.data_sha256,
+    }
+    assert len(hashes) == 3
+    assert prepared(shop, base).plan == prepared(shop, base).plan
+    other = prepared(shop, base, {"dev": dev}).data
+    assert other is not None and (len(other.train), len(other.dev)) == (24, 5)
+
+
+def test_a_published_domain_needs_no_file(shop: Workshop, base: LoadedBase) -> None:
+    config = shop.config(["red"], training__batch_size=None)
+    shop.data("red").unlink()
+    (domain,) = prepare_domains(config, base, 2, 1, published=["red"])
+    assert domain.data is None and domain.settings is None
+    assert domain.plan.data_sha256 is None
+    assert "batch_size" not in domain.plan.settings  # a rule made it of the rows
+    assert domain.plan.settings["learning_rate"] == 1e-3
+    assert domain.plan.settings["epochs"] == 1
+
+
+def test_too_long_for_the_base(shop: Workshop, base: LoadedBase) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepared(shop, base, training__max_length=513)
+    assert str(caught.value) == (
+        f"training.max_length 513 of 'red' is longer than the context of '{base.name}', 512; "
+        "lower it"
+    )
+
+
+def test_layers_and_modules_that_are_not_there(shop: Workshop, base: LoadedBase) -> None:
+    with pytest.raises(ConfigError) as caught:
+        feature_contract(shop.config(["red"], router__layer=4), base)
+    assert str(caught.value) == (
+        f"router.layer is 4, but '{base.name}' has 4 decoder layers; use 1 to 3"
+    )
+    with pytest.raises(AdapterError):
+        prepared(shop, base, adapter__placement={"modules": ["model.layers.3.mlp.down"]})
+
+
+def test_the_contract_holds_what_features_depend_on(shop: Workshop, base: LoadedBase) -> None:
+    def contract(**changes: Any) -> str:
+        return feature_contract(shop.config(["red"], **changes), base).hash
+
+    plain = contract()
+    for changes in (
+        {"router__layer": 1},
+        {"router__expansion": 16},
+        {"router__views": ["templated"]},
+        {"training__max_length": 95},
+    ):
+        assert contract(**changes) != plain
+    for changes in ({"router__ridge": 0.1}, {"training__epochs": 3}, {"seed": 4}):
+        assert contract(**changes) == plain
+    default = shop.config(["red"], router__layer=None)
+    assert feature_contract(default, base).layer == 2
+
+
+def test_combinations_that_the_solver_cannot_follow(shop: Workshop) -> None:
+    with pytest.raises(RouterError):
+        router_settings(shop.config(["red"], router__absolute_ridge=0.1).router)
+    settings = router_settings(
+        shop.config(["red"], router__solver="rls", router__absolute_ridge=0.1).router
+    )
+    assert (settings.solver, settings.absolute_ridge) == ("rls", 0.1)

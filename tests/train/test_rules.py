@@ -1,0 +1,46 @@
+"""The rules behind open settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from asr.train.rules import (
+    DEEP_RATE,
+    LARGEST_BATCH,
+    SINGLE_MODULE_RATE,
+    SMALLEST_BATCH,
+    TARGET_STEPS,
+    choose_batch_size,
+    choose_learning_rate,
+    choose_save_steps,
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "size"),
+    [(1, 1, 2), (240, 2, 2), (799, 1, 2), (800, 1, 2), (1599, 1, 2), (1600, 1, 4), (3200, 1, 8),
+     (1_000_000, 3, 8)],
+)  # fmt: skip
+def test_batch_sizes(rows: int, epochs: int, size: int) -> None:
+    assert choose_batch_size(rows, epochs) == size
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 8, 16])
+def test_a_batch_divides_over_the_processes_and_starves_nobody(processes: int) -> None:
+    for rows in range(1, 6000, 97):
+        size = choose_batch_size(rows, 1, processes)
+        assert size % processes == 0
+        assert size >= SMALLEST_BATCH
+        if processes == 1 and size > SMALLEST_BATCH:
+            assert rows // size >= TARGET_STEPS
+            assert size <= LARGEST_BATCH
+
+
+def test_one_module_wants_a_rate_of_its_own() -> None:
+    assert choose_learning_rate(1) == SINGLE_MODULE_RATE
+    assert choose_learning_rate(2) == choose_learning_rate(200) == DEEP_RATE
+
+
+@pytest.mark.parametrize(("steps", "apart"), [(1, 10), (200, 10), (201, 11), (1000, 50)])
+def test_about_twenty_checkpoints(steps: int, apart: int) -> None:
+    assert choose_save_steps(steps) == apart
