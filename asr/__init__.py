@@ -33,6 +33,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "load_config",
+    "remove_domain",
     "train_sequence",
 ]
 

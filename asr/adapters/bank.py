@@ -6,6 +6,10 @@ leaves its hooks behind when a mixed-batch call raises, and the next call then r
 adapters (peft#3475), so the hooks here are the bank's own and are removed in every case.
 
 Outside ``rows`` the model *is* the base: adapters are switched off, not merely unused.
+
+Adapters run in the base's own floating-point type, as they did under autocast in training. (PEFT's
+default keeps them in float32 over a bfloat16 base and casts every input up: slower, and neither
+what was trained nor what other engines run.)
 """
 
 from __future__ import annotations
@@ -167,9 +171,14 @@ class AdapterBank:
         # PEFT draws a start for A that is overwritten: a request's sampling must not notice it
         with quiet_libraries(), torch.random.fork_rng(devices=[]):
             if self._peft is None:
-                self._peft = PeftModel(self.model, stored.config, adapter_name=peft_name)
+                self._peft = PeftModel(
+                    self.model,
+                    stored.config,
+                    adapter_name=peft_name,
+                    autocast_adapter_dtype=False,
+                )
             else:
-                self._peft.add_adapter(peft_name, stored.config)
+                self._peft.add_adapter(peft_name, stored.config, autocast_adapter_dtype=False)
             result: Any = set_peft_model_state_dict(
                 self._peft, stored.tensors, adapter_name=peft_name
             )

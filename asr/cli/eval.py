@@ -115,8 +115,15 @@ def evaluate(
     directory = ModelDirectory.open(model)
     manifest = Manifest.load(directory.path)
     kinds = ["templated", "bare"] if kind == "both" else [kind]
+    loading = {
+        "base": base,
+        "device": device,
+        "dtype": dtype,
+        "quantisation": quantisation,
+        "trust_remote_code": trust_remote_code,
+    }
     if split == "dev":
-        _show_dev(directory, kinds, out or directory.eval, as_json)
+        _show_dev(directory, manifest, kinds, out or directory.eval, as_json, batch_size, loading)
         return
     _score_test(
         directory,
@@ -127,21 +134,26 @@ def evaluate(
         as_json=as_json,
         max_examples=max_examples,
         batch_size=batch_size,
-        loading={
-            "base": base,
-            "device": device,
-            "dtype": dtype,
-            "quantisation": quantisation,
-            "trust_remote_code": trust_remote_code,
-        },
+        loading=loading,
     )
 
 
-def _show_dev(directory: ModelDirectory, kinds: list[str], folder: Path, as_json: bool) -> None:
+def _show_dev(
+    directory: ModelDirectory,
+    manifest: Manifest,
+    kinds: list[str],
+    folder: Path,
+    as_json: bool,
+    batch_size: int,
+    loading: dict[str, Any],
+) -> None:
     from asr.eval.history import load_matrices
     from asr.eval.reporting import draw_matrices, write_matrices
 
     stored = load_matrices(directory)
+    kept = [directory.eval_prompts(name).is_file() for name in manifest.routed]
+    if not stored and manifest.keep_eval and kept and all(kept):
+        stored = _score_dev(directory, manifest, batch_size, loading)
     matrices = {kind: stored[kind] for kind in kinds if kind in stored}
     if not matrices:
         raise DirectoryError(
@@ -153,6 +165,37 @@ def _show_dev(directory: ModelDirectory, kinds: list[str], folder: Path, as_json
     if folder.resolve() != directory.eval.resolve():
         written = [*write_matrices(matrices, folder), *written]
     _show(matrices, written, as_json, "dev", None)
+
+
+def _score_dev(
+    directory: ModelDirectory, manifest: Manifest, batch_size: int, loading: dict[str, Any]
+) -> Mapping[str, EvalMatrix]:
+    """Make the matrices on the kept prompts again, as training does (``asr remove`` drops them)."""
+    from asr.eval.cache import EvalCache
+    from asr.eval.evaluate import Evaluator
+    from asr.eval.history import extend_matrices
+    from asr.eval.reporting import MeasuredModel
+    from asr.router import RouterSettings
+    from asr.train.config import EvalConfig
+
+    recorded = manifest.config.get("eval")
+    settings = EvalConfig.model_validate(recorded if recorded is not None else {})
+    # In the training's type, unless another is asked for: the answers were kept under it.
+    chosen = {**loading}
+    if chosen["dtype"] == "auto":
+        chosen["dtype"] = manifest.numeric.dtype
+    if chosen["device"] == "auto":
+        chosen["device"] = manifest.config.get("device", "auto")
+    with directory.lock():
+        note("no stored matrices: scoring the kept prompts; answers that are kept are not repeated")
+        routed = MeasuredModel.from_pretrained(directory.path, say=note, **chosen)
+        with EvalCache(directory.answers) as cache, _Progress(stderr()) as progress:
+            return extend_matrices(
+                Evaluator(routed, cache, batch_size, progress),
+                RouterSettings.from_dict(manifest.router),
+                settings.max_examples,
+                settings.max_new_tokens,
+            )
 
 
 def _score_test(
@@ -186,7 +229,7 @@ def _score_test(
         total = sum(len(evaluated.examples) for evaluated in sets)
         note(f"scoring {counted(total, 'example')} of {counted(len(sets), 'domain')}")
         with (
-            EvalCache(directory.eval / "answers.jsonl") as cache,
+            EvalCache(directory.answers) as cache,
             _Progress(stderr()) as progress,
         ):
             run = evaluate_sets(routed, sets, kinds, cache, batch_size, progress)

@@ -17,13 +17,15 @@ from asr.cli.chat import chat
 from asr.cli.eval import evaluate
 from asr.cli.generate import generate
 from asr.cli.info import info
+from asr.cli.remove import remove
 from asr.cli.route import route
 from asr.cli.train import train
 
 _EPILOG = """\b
-Fine-tune a sequence of domains, and add one later:
+Fine-tune a sequence of domains, add one later, or remove one:
   asr train domains.yaml --out MODEL
   asr add MODEL legal=legal.jsonl
+  asr remove MODEL legal
 
 \b
 Use the routed model:
@@ -76,6 +78,7 @@ def options(
 for _name, _command in (
     ("train", train),
     ("add", add),
+    ("remove", remove),
     ("route", route),
     ("generate", generate),
     ("chat", chat),

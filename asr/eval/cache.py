@@ -5,11 +5,11 @@ never changes: after domain k only what is new runs, and an interrupted evaluati
 
 File: JSON lines, append only, one object per entry::
 
-    {"key": "<sha256>", "kind": "text", "text": "...", "finish": "stop", "adapter": "a", "domain": "b"}
-    {"key": "<sha256>", "kind": "loss", "sum_nll": 12.5, "tokens": 7, "adapter": "a", "domain": "b"}
+    {"key": "<sha256>", "kind": "text", "text": "...", "finish": "stop", <whose>}
+    {"key": "<sha256>", "kind": "loss", "sum_nll": 12.5, "tokens": 7, <whose>}
 
-``adapter`` (or ``base``) answered, ``domain`` is whose prompt it is: a key is a hash and tells
-neither, and :func:`forget_domain` must know.
+where <whose> is ``"adapter": "a", "domain": "b"``: the adapter (or ``base``) that answered, and the
+domain whose prompt it is. A key is a hash and tells neither, and :func:`forget_domain` must know.
 
 A kill can only tear the last line: a line without its newline is ignored, and cut off at the next
 flush. A damaged line in the middle is skipped and counted in :attr:`EvalCache.skipped`. Where a

@@ -91,8 +91,8 @@ class FeatureMap:
             if matrix.ndim != 2 or matrix.shape[1] != hidden_size + 1:
                 raise RouterError(
                     f"the expansion tensor has shape {matrix.shape}; a hidden size of {hidden_size}"
-                    f" needs (E, {hidden_size + 1}); run asr train CONFIG --out MODEL --resume to derive"
-                    " the router again"
+                    f" needs (E, {hidden_size + 1}); run asr train CONFIG --out MODEL --resume"
+                    " to derive it again"
                 )
             made._matrix = np.ascontiguousarray(matrix, dtype=np.float64)
             made.expansion = matrix.shape[0]

@@ -7,6 +7,7 @@ checkpoint and ends with the same tensors as one that was not.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -60,6 +61,11 @@ class TrainingSettings:
     gradient_checkpointing: bool
     max_steps: int | None
 
+    def steps(self, rows: int) -> int:
+        """Optimizer steps on so many training rows; the last batch of an epoch may be smaller."""
+        steps = math.ceil(rows / self.batch_size) * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -101,6 +107,7 @@ def train_adapter(
     checkpoints: Path,
     save_steps: int,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[PeftModel, TrainingResult]:
     """Train a fresh adapter on ``rows``, going on from a checkpoint if there is one.
@@ -116,6 +123,7 @@ def train_adapter(
         checkpoints: folder of this domain's checkpoints.
         save_steps: steps between them.
         progress: called after every step, on the main process.
+        announce: told when a Ctrl-C was heard.
         callbacks: further Trainer callbacks.
 
     Returns:
@@ -144,7 +152,8 @@ def train_adapter(
     with quiet_libraries():
         model = attach_for_training(base.model, placement, lora, base.name, seed)
     try:
-        result = _run(base, model, args, rows, progress, callbacks)
+        interrupt = StopOnInterrupt(announce)
+        result = _run(base, model, args, rows, progress, interrupt, callbacks)
     except BaseException:
         detach(model)
         raise
@@ -157,11 +166,11 @@ def _run(
     args: TrainingArguments,
     rows: Sequence[EncodedExample],
     progress: Progress | None,
+    interrupt: StopOnInterrupt,
     callbacks: Sequence[TrainerCallback],
 ) -> TrainingResult:
     checkpoints = Path(str(args.output_dir))
     watch = _Watch(progress)
-    interrupt = StopOnInterrupt()
     with storage_errors(checkpoints):  # it makes the folder
         trainer = Trainer(
             model=model,

@@ -97,7 +97,6 @@ class DomainRun:
         final = self.directory.adapter(domain.name)
         checkpoints = self.directory.checkpoint(domain.name)
         rows = data.encoded.rows
-        steps = max(1, len(rows) * settings.epochs // settings.batch_size)
 
         def begin() -> None:
             # A published folder that the ledger does not know was made by a killed run, from the
@@ -128,8 +127,10 @@ class DomainRun:
                 settings,
                 seed=domain_seed(self.manifest.seed, domain.name),
                 checkpoints=checkpoints,
-                save_steps=domain.config.training.save_steps or choose_save_steps(steps),
+                save_steps=domain.config.training.save_steps
+                or choose_save_steps(settings.steps(len(rows))),
                 progress=self.watcher.step,
+                announce=self.watcher.say,
             )
 
             def publish() -> None:

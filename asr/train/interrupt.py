@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -19,12 +20,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class StopOnInterrupt(TrainerCallback):
     """Trainer callback and context manager.
 
+    Args:
+        announce: told at the first interrupt that it was heard; a step may take a while.
+
     Attributes:
         requested: this process was interrupted; settable, for callers with another way to ask.
         interrupted: training was stopped for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Callable[[str], None] | None = None) -> None:
+        self.announce = announce
         self.requested = False
         self.interrupted = False
         self._previous: Any = None
@@ -48,6 +53,8 @@ class StopOnInterrupt(TrainerCallback):
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if self.announce is not None:
+            self.announce("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
 
     def on_step_end(
         self,

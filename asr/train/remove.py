@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.errors import ConfigError, DirectoryError, unknown
+from asr.errors import ConfigError, DirectoryError, RouterError, unknown
 from asr.eval.cache import forget_domain
 from asr.eval.matrix import EvalMatrix
 from asr.model.atomic import storage_errors, sweep_staging
@@ -36,8 +36,9 @@ from asr.model.names import check_domain_name
 from asr.model.routing import fit_router, read_domains, store_router
 from asr.router import Router, RouterSettings, load_router
 
-_DRAWN = ("matrix.png", "matrix.*.png", "report.html", "matrix.basis.json", "matrix.*.basis.json")
-"""What is made from matrices, by patterns; it does not say itself which domains it shows."""
+_FIGURES = ("matrix.png", "matrix.*.png", "report.html")
+_BASES = ("matrix.basis.json", "matrix.*.basis.json")
+_MATRICES = ("matrix.json", "matrix.*.json")
 
 
 def remove_domain(path: Path | str, name: str) -> list[str]:
@@ -46,10 +47,10 @@ def remove_domain(path: Path | str, name: str) -> list[str]:
     Deleted are its adapter (all versions), statistics and calibration block, kept prompts,
     checkpoints, its entry and its settings in the manifest, the answers of its adapter and those to
     its prompts in ``eval/answers.jsonl`` (with them those that do not say whose they are), and, of
-    ``eval`` and ``eval/test``, the matrices that hold the domain and the figures drawn from them:
-    all rows after the domain's were measured with routers that knew it. ``asr eval`` and the next
-    training make the matrices on the kept prompts again, from the answers that stay. Files that
-    were written elsewhere (``asr eval --out``, ``asr generate --out``) are not searched for.
+    ``eval`` and ``eval/test``, all figures and the matrices that hold the domain: what comes after
+    it in them was measured with routers that knew it. ``asr eval`` and the next training make the
+    matrices on the kept prompts again, from the answers that stay. Files that were written
+    elsewhere (``asr eval --out``, ``asr generate --out``) are not searched for.
 
     Args:
         path: the model directory.
@@ -124,7 +125,12 @@ def _solve(
     directory: ModelDirectory, manifest: Manifest, kept: list[str], settings: RouterSettings
 ) -> tuple[Router, NDArray[np.float32]]:
     # The canaries' features are the base's, not any domain's: they are carried over.
-    canaries = load_router(directory.router, manifest.contract.hash).extra_tensors[TENSOR]
+    canaries = load_router(directory.router, manifest.contract.hash).extra_tensors.get(TENSOR)
+    if canaries is None:
+        raise RouterError(
+            f"{directory.router} holds no canary features; run asr train CONFIG --out "
+            f"{directory.path} --resume to derive it again, and then remove the domain"
+        )
     domains = read_domains(directory, kept, manifest.contract)
     router = fit_router(domains, settings, manifest.contract, manifest.base.hidden_size)
     return router, canaries
@@ -180,14 +186,17 @@ def _own_files(directory: ModelDirectory, name: str) -> list[Path]:
 
 
 def _stale_matrices(folder: Path, name: str) -> list[Path]:
-    """The matrices in ``folder`` that hold the domain, after everything that was made from them.
+    """The matrices in ``folder`` that hold the domain, after what was made with them; all figures.
 
-    Figures without a matrix beside them may show it too.
+    A figure does not say which domains it shows, may be older than the matrix, and is soon drawn
+    again.
     """
-    drawn = sorted({path for pattern in _DRAWN for path in folder.glob(pattern)})
-    matrices = sorted({*folder.glob("matrix.json"), *folder.glob("matrix.*.json")} - {*drawn})
-    holding = [path for path in matrices if _holds(path, name)]
-    return drawn + holding if holding or not matrices else []
+    figures, bases, matrices = (
+        sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        for patterns in (_FIGURES, _BASES, _MATRICES)
+    )
+    holding = [path for path in matrices if path not in bases and _holds(path, name)]
+    return [*figures, *bases, *holding] if holding else figures
 
 
 def _holds(path: Path, name: str) -> bool:

@@ -148,6 +148,7 @@ def test_second_writer(trained: Trained, own: Path) -> None:
             ["train", trained.config, "--out", own, "--resume"],
             ["train", trained.config, "--out", own, "--overwrite"],
             ["add", own, f"rev={trained.root / 'rev.jsonl'}"],
+            ["remove", own, "sum"],
             ["eval", own, "--split", "test"],
         ):
             message = refused(*arguments)
@@ -195,8 +196,8 @@ def test_bad_rows_are_named_by_line(trained: Trained, own: Path, tmp_path: Path)
     data.write_text(data.read_text() + '\n{"prom\n')
     assert refused("add", own, f"rev={data}") == (
         f"{data}: 1 of 6 rows cannot be used; mend or remove:\n"
-        "bad.jsonl:7: found invalid JSON (Unterminated string starting at at column 2), expected "
-        "one JSON object"
+        "bad.jsonl:7: found invalid JSON (Unterminated string starting at column 2), expected one "
+        "JSON object"
     )
 
 
@@ -268,7 +269,7 @@ def test_corrupted_router(own: Path) -> None:
     message = refused("route", own, "red item 1")
     assert message == (
         f"{router} is damaged (its content does not match its checksum); restore it from a copy, "
-        "or fit the router again from its domains"
+        "or run asr train CONFIG --out MODEL --resume to derive it again"
     )
     shown = run_asr("info", own)
     assert shown.code == 0 and message in shown.out
@@ -277,8 +278,8 @@ def test_corrupted_router(own: Path) -> None:
 def test_missing_router(own: Path) -> None:
     (own / "router" / "router.safetensors").unlink()
     assert refused("route", own, "red item 1") == (
-        f"{own / 'router' / 'router.safetensors'} does not exist; fit the router again from its "
-        "domains"
+        f"{own / 'router' / 'router.safetensors'} does not exist; run asr train CONFIG --out "
+        "MODEL --resume to derive it again"
     )
 
 
@@ -292,8 +293,8 @@ def test_manifest_of_a_newer_schema(own: Path, edit_manifest: Edit) -> None:
 
 
 def test_no_model_there(tmp_path: Path) -> None:
-    for command in ("info", "route", "generate", "chat", "eval"):
-        prompt = ["x"] if command in ("route", "generate") else []
+    for command in ("info", "route", "generate", "chat", "eval", "remove"):
+        prompt = ["x"] if command in ("route", "generate", "remove") else []
         assert refused(command, tmp_path / "nope", *prompt) == (
             f"no folder '{tmp_path / 'nope'}'; give the folder that asr train wrote (it holds "
             "manifest.json)"
@@ -307,8 +308,7 @@ def test_prompt_longer_than_the_context(trained: Trained) -> None:
     long = "red item " * 300
     message = refused("route", trained.model, "red item 1", long)
     assert message == (
-        "prompt 2: prompt has 2113 tokens, the base's context holds 512; shorten the prompt, or "
-        "allow it to be shortened"
+        "prompt 2: prompt has 2113 tokens, the base's context holds 512; shorten the prompt"
     )
     assert refused("generate", trained.model, "red item 1", long) == message
 
@@ -332,6 +332,19 @@ def test_unknown_domain_of_a_test_file(trained: Trained) -> None:
     assert refused("eval", trained.model, "--data", "summ=x.jsonl") == (
         "unknown domain 'summ' (did you mean 'sum'?); there are: red, sum"
     )
+
+
+def test_names_that_remove_refuses(own: Path) -> None:
+    assert refused("remove", own, "summ") == (
+        "unknown domain 'summ' (did you mean 'sum'?); there are: red, sum"
+    )
+    assert run_asr("remove", own, "sum").code == 0
+    before = sha256(own / "manifest.json")
+    assert refused("remove", own, "red") == (
+        f"'red' is the only domain of '{own}', and a routed model needs one; nothing was removed: "
+        "add another one first, or delete the folder"
+    )
+    assert sha256(own / "manifest.json") == before
 
 
 def test_no_test_files(own: Path, edit_manifest: Edit) -> None:
@@ -403,7 +416,7 @@ def test_eval_options_that_do_not_go_together(trained: Trained) -> None:
 
 
 def test_eval_without_stored_matrices(own: Path) -> None:
-    for name in ("matrix.json", "matrix.bare.json"):
+    for name in ("matrix.json", "matrix.bare.json", "sum.jsonl"):
         (own / "eval" / name).unlink()
     assert refused("eval", own).startswith(f"'{own}' has no stored evaluation")
 

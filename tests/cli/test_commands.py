@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,81 @@ def test_add_appends_a_domain_and_touches_no_other(trained: Trained, own: Path) 
     assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights] == before
     routed = run_asr("route", own, "rev item 5 6", "--json")
     assert set(lines_of(routed.out)[0]["scores"]) == {"red", "sum", "rev"}
+
+
+def test_remove_takes_a_domain_out_and_says_how_to_add_it_again(
+    trained: Trained, own: Path
+) -> None:
+    answers = len((own / "eval" / "answers.jsonl").read_text().splitlines())
+    outcome = run_asr("remove", own, "sum")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[0] == f"removed 'sum' from {own}; deleted:"
+    assert lines[1].startswith("  eval/answers.jsonl: ") and lines[1].endswith(f"{answers} answers")
+    assert lines[2:-5] == [
+        "  eval/matrix.bare.basis.json",
+        "  eval/matrix.basis.json",
+        "  eval/matrix.bare.json",
+        "  eval/matrix.json",
+        "  eval/sum.jsonl",
+        "  adapters/sum",
+        "  router/sum.safetensors",
+        "  manifest.json: its entry and settings",
+    ]
+    root = trained.root
+    again = ["add", str(own), f"sum={root / 'sum.jsonl'}", f"test={root / 'sum.test.jsonl'}"]
+    assert lines[-5:] == [
+        "router: solved over red, as if 'sum' had never been there",
+        f"scores: made again by asr eval {own}",
+        "to add it again:",
+        f"  {shlex.join(['asr', *again])}",
+        f"before asr train CONFIG --out {own} --resume, take 'sum' out of CONFIG (or put it last, "
+        "to train it again)",
+    ]
+    routed = lines_of(run_asr("route", own, "sum item 5 6", "--json").out)
+    assert set(routed[0]["scores"]) == {"red"}
+    assert (root / "sum.jsonl").exists()
+    added = run_asr(*again)
+    assert added.code == 0, added.err
+    for file in ("adapters/sum/adapter_model.safetensors", "router/router.safetensors"):
+        assert (own / file).read_bytes() == (trained.model / file).read_bytes()
+    assert (own / "eval" / "matrix.json").read_text() == (
+        trained.model / "eval" / "matrix.json"
+    ).read_text()
+
+
+def test_eval_scores_the_kept_prompts_where_no_matrix_is_stored(
+    trained: Trained, own: Path
+) -> None:
+    for name in ("matrix.json", "matrix.bare.json"):
+        (own / "eval" / name).unlink()
+    answers = (own / "eval" / "answers.jsonl").read_bytes()
+    outcome = run_asr("eval", own)
+    assert outcome.code == 0, outcome.err
+    assert "no stored matrices: scoring the kept prompts" in outcome.err
+    assert "After sum, templated prompts" in outcome.out
+    for name in ("matrix.json", "matrix.bare.json", "answers.jsonl"):
+        assert (own / "eval" / name).read_bytes() == (trained.model / "eval" / name).read_bytes()
+    assert (own / "eval" / "answers.jsonl").read_bytes() == answers  # nothing was generated
+
+
+def test_an_interrupted_remove_says_how_to_finish(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asr.train.remove as module
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "forget_domain", interrupted)
+        outcome = run_asr("remove", own, "sum")
+    assert outcome.code == 130
+    command = f"asr remove {own} sum"
+    assert outcome.err == f"stopped; type the same command again to finish:\n  {command}\n"
+    finished = run_asr("remove", own, "sum")
+    assert finished.code == 0, finished.err
+    assert f"  asr add {own} sum=DATA" in finished.out.splitlines()  # its settings are gone
 
 
 def test_an_abstention_is_visible() -> None:

@@ -74,6 +74,11 @@ def test_line_separators_inside_strings_end_no_line(tmp_path: Path) -> None:
             "expected one JSON object",
         ),
         (
+            '{"a": "1',
+            "found invalid JSON (Unterminated string starting at column 7), expected one JSON "
+            "object",
+        ),
+        (
             '{"a": 1} {"a": 2}',
             "found invalid JSON (Extra data at column 10), expected one JSON object",
         ),

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from asr.errors import StorageError
-from asr.eval.cache import CachedLoss, CachedText, EvalCache, loss_key, text_key
+from asr.eval.cache import (
+    CachedLoss,
+    CachedText,
+    EvalCache,
+    forget_domain,
+    loss_key,
+    text_key,
+)
 
 SETTINGS = {"max_new_tokens": 20, "dtype": "float32"}
 
@@ -163,3 +170,23 @@ def test_bad_values_are_refused(tmp_path: Path) -> None:
         text_key("a", [-1], {})
     with pytest.raises(ValueError, match="2 input ids but 1 labels"):
         loss_key("a", [1, 2], [1], {})
+
+
+def test_forgetting_a_domain_keeps_what_is_surely_anothers(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    assert forget_domain(path, "sum") == (0, 0)
+    owners = [("red", "red"), ("sum", "red"), ("base", "sum"), ("base", "red"), (None, "red")]
+    with EvalCache(path) as cache:
+        for number, (adapter, domain) in enumerate(owners):
+            cache.put(str(number), CachedText("x"), adapter=adapter, domain=domain)
+        cache.put("loss", CachedLoss(1.5, 2), adapter="red", domain="red")
+    path.write_bytes(path.read_bytes() + b"\x00\xff\n" + b'{"key": "torn')
+    assert forget_domain(path, "sum") == (5, 3)
+    left = EvalCache(path)
+    assert [key for key in ("0", "1", "2", "3", "4", "loss") if left.get(key)] == ["0", "3", "loss"]
+    assert (left.skipped, left.torn) == (0, False)
+    before = path.stat().st_mtime_ns
+    assert forget_domain(path, "sum") == (0, 3)
+    assert path.stat().st_mtime_ns == before
+    assert forget_domain(path, "red") == (3, 0)
+    assert not path.exists()

@@ -72,6 +72,8 @@ def test_every_path() -> None:
         "m/router/router.domain.safetensors": directory.router_statistics("router"),
         "m/eval": directory.eval,
         "m/eval/legal.jsonl": directory.eval_prompts("legal"),
+        "m/eval/answers.domain.jsonl": directory.eval_prompts("answers"),
+        "m/eval/answers.jsonl": directory.answers,
         "m/eval/matrix.json": directory.matrix,
         "m/eval/report.html": directory.report,
         "m/checkpoints": directory.checkpoints,

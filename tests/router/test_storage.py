@@ -134,7 +134,10 @@ def test_every_shortened_file_is_refused(tmp_path: Path, domain: RoutingDomain) 
         with pytest.raises(RouterError) as caught:
             load_domain(path)
         assert str(caught.value).startswith(f"{path} is damaged (")
-        assert str(caught.value).endswith("; restore it from a copy, or add the domain again")
+        assert str(caught.value).endswith(
+            "; restore it from a copy, or take the domain out with asr remove MODEL NAME and add it"
+            " again"
+        )
         assert "\n" not in str(caught.value)
 
 
@@ -164,7 +167,7 @@ def test_checksum_message(tmp_path: Path, router: Router) -> None:
     path.write_bytes(data)
     message = (
         f"{path} is damaged (its content does not match its checksum); restore it from a copy, or"
-        " fit the router again from its domains"
+        " run asr train CONFIG --out MODEL --resume to derive it again"
     )
     with pytest.raises(RouterError, match=f"^{re.escape(message)}$"):
         load_router(path)
@@ -191,8 +194,8 @@ def test_newer_schema(tmp_path: Path, domain: RoutingDomain) -> None:
 def test_other_contract(tmp_path: Path, domain: RoutingDomain) -> None:
     path = write_domain(tmp_path / "law.safetensors", domain)
     message = (
-        f"{path} was made under feature contract c0ffeec0ffee, this model uses deadbeefdead; add"
-        " the domain again"
+        f"{path} was made under feature contract c0ffeec0ffee, this model uses deadbeefdead; take"
+        " the domain out with asr remove MODEL NAME and add it again"
     )
     with pytest.raises(ContractError, match=f"^{re.escape(message)}$"):
         load_domain(path, "deadbeef" * 8)
@@ -204,7 +207,9 @@ def test_other_files(tmp_path: Path, domain: RoutingDomain) -> None:
     with pytest.raises(RouterError, match=r"is a domain file; a router file is needed$"):
         load_router(path)
     missing = tmp_path / "none"
-    message = f"{missing} does not exist; add the domain again"
+    message = (
+        f"{missing} does not exist; take the domain out with asr remove MODEL NAME and add it again"
+    )
     with pytest.raises(RouterError, match=f"^{re.escape(message)}$"):
         load_domain(missing)
     foreign = tmp_path / "foreign"

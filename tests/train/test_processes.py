@@ -58,10 +58,6 @@ if failing == "checkpoint":
     from transformers import Trainer
     Trainer.actual_save, Trainer._save_checkpoint = Trainer._save_checkpoint, checkpoint
 settings = asr.TrainConfig.model_validate_json(open(config).read())
-if failing == "busy":
-    from asr.model.directory import ModelDirectory
-    if rank == 0:
-        import pathlib; pathlib.Path(out).mkdir(); lock = ModelDirectory(out).lock(); lock.acquire()
 try:
     asr.train_sequence(settings, out, resume=True)
 except AsrError as error:
@@ -81,7 +77,7 @@ class Launched:
         self.out = ModelDirectory(shop.folder / "two")
         self.notes = shop.folder / "notes"
         command = [
-            # accelerate launch uses this launcher for several GPUs; with --cpu it starts one process
+            # accelerate launch goes through this for several GPUs; with --cpu it starts one process
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             str(script), str(config), str(self.out.path), str(self.notes), failing,
         ]  # fmt: skip
@@ -155,7 +151,7 @@ def test_two_processes_make_the_model_of_one(shop: Workshop) -> None:
     assert len(ledgers) == 1 + 4 * len(domains)  # start; training, trained, routed, done
 
 
-@pytest.mark.parametrize("failing", ["error", "bug", "checkpoint", "busy"])
+@pytest.mark.parametrize("failing", ["error", "bug", "checkpoint"])
 def test_both_stop_when_the_main_process_fails(shop: Workshop, failing: str) -> None:
     began = time.monotonic()
     launched = Launched(shop, shop.raw(["red"]), failing)
@@ -166,12 +162,9 @@ def test_both_stop_when_the_main_process_fails(shop: Workshop, failing: str) -> 
     elif failing == "bug":
         assert "KeyError: 'a bug'" in launched.output
         assert launched.end(0) is None
-    elif failing == "checkpoint":
+    else:
         assert launched.end(0) == "the disk is full"
         assert launched.end(1) != "done"
-    else:
-        for rank in (0, 1):
-            assert "is being written by" in (launched.end(rank) or "")
 
 
 # -- one process -----------------------------------------------------------------------------------
