@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,16 +145,10 @@ def make_view(console: Console, out: Path) -> Any:
     def _work(domain: PreparedDomain) -> Work:
         if domain.data is None or domain.settings is None:
             return Work(0, 0.0)
-        rows, steps = len(domain.data.encoded.rows), _steps(domain)
+        rows = len(domain.data.encoded.rows)
+        steps = domain.settings.steps(rows)
         per_step = domain.data.encoded.report.total_tokens * domain.settings.batch_size / rows
         return Work(steps, steps * per_step)
-
-    def _steps(domain: PreparedDomain) -> int:
-        assert domain.data is not None and domain.settings is not None
-        if domain.settings.max_steps:
-            return domain.settings.max_steps
-        rows = len(domain.data.encoded.rows)
-        return math.ceil(rows / domain.settings.batch_size) * domain.settings.epochs
 
     def _where(placement: Placement, rank: int) -> str:
         passes = ", two passes" if placement.passes == "two" else ""
@@ -178,7 +171,7 @@ def make_view(console: Console, out: Path) -> Any:
                 cells = [
                     str(len(data.train)),
                     str(len(data.dev)),
-                    str(_steps(domain)),
+                    str(settings.steps(len(data.encoded.rows))),
                     str(settings.batch_size),
                     f"{settings.learning_rate:g}",
                 ]
@@ -193,7 +186,9 @@ def make_view(console: Console, out: Path) -> Any:
                 continue
             if domain.config.training.batch_size is None:
                 line = f"batch {domain.settings.batch_size}: by the number of steps "
-                said.setdefault(line + f"({_steps(domain)})", []).append(domain.name)
+                said.setdefault(
+                    line + f"({domain.settings.steps(len(domain.data.encoded.rows))})", []
+                ).append(domain.name)
             if domain.config.training.learning_rate is None:
                 modules = counted(len(domain.placement.modules), "adapted module")
                 line = f"rate {domain.settings.learning_rate:g}: by placement ({modules})"

@@ -139,7 +139,7 @@ def train_adapter(
         KeyboardInterrupt: Ctrl-C; a checkpoint of the last step is on disk.
     """
     transformers.set_seed(seed)
-    args = _arguments(base, settings, seed, checkpoints, save_steps)
+    args = _arguments(base, settings, len(rows), seed, checkpoints, save_steps)
     # Without a launcher one accelerator trains, as documented: the Trainer would otherwise put the
     # model on all that it sees (DataParallel), with a batch that many times as large.
     args._n_gpu = min(args.n_gpu, 1)
@@ -199,7 +199,12 @@ def _run(
 
 
 def _arguments(
-    base: LoadedBase, settings: TrainingSettings, seed: int, checkpoints: Path, save_steps: int
+    base: LoadedBase,
+    settings: TrainingSettings,
+    rows: int,
+    seed: int,
+    checkpoints: Path,
+    save_steps: int,
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),
@@ -207,7 +212,8 @@ def _arguments(
         data_seed=seed,
         use_cpu=base.device.type == "cpu",
         num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
+        # the Trainer would repeat the data to reach max_steps; here it only ends a run early
+        max_steps=-1 if settings.max_steps is None else settings.steps(rows),
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,

@@ -18,7 +18,7 @@ from tests.cli.conftest import Trained, refused, run_asr
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
 
-LONG = ("training.max_steps=60", "training.save_steps=50")
+LONG = ("training.epochs=4", "training.save_steps=50")
 """Long enough to be interrupted after the first line about steps."""
 
 
@@ -159,7 +159,7 @@ def test_interrupted_training_says_how_to_go_on_and_does(trained: Trained, tmp_p
     resumed = run_asr(*arguments, "--resume")
     assert resumed.code == 0, resumed.err
     assert "red: goes on from its last checkpoint" in resumed.out
-    assert "red: 60 steps" in resumed.out
+    assert "red: 64 steps" in resumed.out
 
 
 def test_interrupted_add_goes_on_with_resume(trained: Trained, own: Path) -> None:
@@ -179,7 +179,7 @@ def test_interrupted_add_goes_on_with_resume(trained: Trained, own: Path) -> Non
     )
     resumed = run_asr(*arguments, "--resume")
     assert resumed.code == 0, resumed.err
-    assert "rev: 60 steps" in resumed.out
+    assert "rev: 64 steps" in resumed.out
 
 
 def test_interrupted_before_training_begins(trained: Trained, tmp_path: Path) -> None:

@@ -217,6 +217,12 @@ def test_max_steps_and_no_clipping(bench: Bench) -> None:
     assert not equal(clipped, free)
 
 
+def test_max_steps_ends_a_run_early_and_never_repeats_the_data(bench: Bench) -> None:
+    _, whole = bench.train("a")
+    _, capped = bench.train("b", max_steps=whole.steps + 50)
+    assert capped.steps == whole.steps
+
+
 def test_gradient_checkpointing_changes_no_result(bench: Bench) -> None:
     plain, _ = bench.train("a")
     recomputed, _ = bench.train("b", gradient_checkpointing=True)
