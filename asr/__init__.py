@@ -14,9 +14,14 @@ Names are loaded on first use, so that ``import asr`` costs nothing.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# PEFT imports bitsandbytes wherever it is installed, and that logs at import which optional kernels
+# it lacks: no user of a full-precision base can do anything about it. Errors still come through.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from asr.errors import AsrError
