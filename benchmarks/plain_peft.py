@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from asr.base.quiet import quiet_libraries
+from asr.base.split import position_ids_of
 from asr.model.features import pad_left
 from asr.model.kept_prompts import read_kept
 from asr.model.routed_model import RoutedModel
@@ -47,7 +48,12 @@ def main() -> None:
                 plain.to(base.device), routed.directory.adapter(name)
             ).eval()
         with torch.no_grad():
-            theirs = adapted(input_ids=ids, attention_mask=mask).logits[:, -1]
+            theirs = adapted(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position_ids_of(mask),
+                logits_to_keep=1,
+            ).logits[:, -1]
         difference = (ours - theirs).abs().max().item()
         agree = bool((ours.argmax(-1) == theirs.argmax(-1)).all())
         print(

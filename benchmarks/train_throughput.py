@@ -85,7 +85,8 @@ def compare(
     def train(
         name: str, collator: Any, autocast: bool, cast_inputs: bool = True, **options: Any
     ) -> None:
-        model = attach_for_training(base.model, placement, LoraSettings(), base.name, seed=0)
+        with quiet_libraries():
+            model = attach_for_training(base.model, placement, LoraSettings(), base.name, seed=0)
         casting = disable_input_dtype_casting(
             model, active=not cast_inputs and base.dtype is not torch.float32
         )
