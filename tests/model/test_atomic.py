@@ -151,7 +151,7 @@ def test_a_refused_write_names_the_path_and_keeps_the_old_file(
     monkeypatch.undo()
     assert str(caught.value) == (
         f"cannot write {path}: {reason} (12,345 bytes free); {advice} and run the same command "
-        "again (what stood there before is intact)"
+        "again, asr train with --resume (what stood there before is intact)"
     )
     assert path.read_text() == "old"
     assert leftovers(tmp_path) == []
