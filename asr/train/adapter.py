@@ -227,8 +227,8 @@ def _arguments(
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would hide from _Watch that training diverged
-        # Adapters are float32. Autocast lets their products run in the base's own type: measured
-        # 1.4 to 1.8 times the tokens per second on a CPU with AVX512-BF16, same loss.
+        # Adapters are float32. Autocast lets their products run in the base's own type: faster, at
+        # the same loss up to rounding (benchmarks/train_throughput.py).
         bf16=base.dtype is torch.bfloat16,
         fp16=base.dtype is torch.float16,
         disable_tqdm=True,
