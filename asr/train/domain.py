@@ -235,7 +235,7 @@ class DomainRun:
         """Bring the matrices up to date; what stands already is kept. Main process only."""
         router = load_router(self.directory.router, self.manifest.contract.hash).router
         model = RoutedModel(self.base, self.manifest, self.directory, router, self.forward)
-        with EvalCache(self.directory.eval / "answers.jsonl") as cache:
+        with EvalCache(self.directory.answers) as cache:
             try:
                 evaluator = Evaluator(model, cache, settings.batch_size, self.watcher.progress)
                 return extend_matrices(

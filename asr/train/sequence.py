@@ -23,8 +23,6 @@ from asr.base.device import choose_device
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.errors import BaseModelError, ConfigError
-from asr.eval.history import matrix_path
-from asr.eval.matrix import KINDS
 from asr.model.atomic import STAGING_PREFIX, storage_errors, sweep_staging, write_text
 from asr.model.canaries import canary_features
 from asr.model.contract import FeatureContract, NumericContract
@@ -109,10 +107,10 @@ def train_sequence(
         fresh = _new_manifest(config, base, contract)
         work = check_resume(earlier or fresh, plan)
         manifest = fresh if earlier is None else _continued(earlier, fresh)
-        stale = _take_over(manifest, config, settings, domains, work)
+        _take_over(manifest, config, settings, domains, work)
         if overwrite:
             processes.on_main(lambda: _clear(directory, lock))
-        processes.on_main(lambda: _publish_start(directory, manifest, base, work, stale))
+        processes.on_main(lambda: _publish_start(directory, manifest, base, work))
         watcher.planned(domains, list(work.todo))
         run = DomainRun(base, forward, directory, manifest, processes, watcher)
         _run_all(run, domains, work, config, settings)
@@ -218,31 +216,22 @@ def _take_over(
     settings: RouterSettings,
     domains: list[PreparedDomain],
     work: Resume,
-) -> bool:
-    """Bring the ledger in line with the config, in memory, on every process.
-
-    Returns:
-        Whether the stored matrices were made under other settings of router or scoring.
-    """
-    stale = manifest.router != settings.to_dict()
+) -> None:
+    """Bring the ledger in line with the config, in memory, on every process."""
     for name in work.dropped:
         del manifest.domains[name]
     for domain in domains:
         if domain.name not in manifest.domains:
             manifest.add(domain.name)
-        before = manifest.domains[domain.name]
-        after = manifest.update(
+        manifest.update(
             domain.name,
             test=None if domain.config.test is None else str(domain.config.test),
             scorer=domain.scorer,
             max_new_tokens=domain.max_new_tokens,
         )
-        if after.router is not None:
-            stale |= (before.scorer, before.max_new_tokens) != (after.scorer, after.max_new_tokens)
     manifest.arrange([domain.name for domain in domains])
     manifest.router = settings.to_dict()
     manifest.config = config.plain()
-    return stale
 
 
 def _clear(directory: ModelDirectory, lock: DirectoryLock) -> None:
@@ -250,16 +239,13 @@ def _clear(directory: ModelDirectory, lock: DirectoryLock) -> None:
 
 
 def _publish_start(
-    directory: ModelDirectory, manifest: Manifest, base: LoadedBase, work: Resume, stale: bool
+    directory: ModelDirectory, manifest: Manifest, base: LoadedBase, work: Resume
 ) -> None:
     """Write what must stand before the first domain: ledger, tokenizer, template."""
     for name in (*work.dropped, *work.restart):
         shutil.rmtree(directory.checkpoint(name), ignore_errors=True)
     for name in work.dropped:
         shutil.rmtree(directory.adapter(name), ignore_errors=True)  # published, not yet recorded
-    if stale:
-        for kind in KINDS:
-            matrix_path(directory, kind).unlink(missing_ok=True)
     # The ledger before the template: with it a kill leaves a directory that can be continued.
     manifest.save(directory.path)
     template = directory.chat_template
