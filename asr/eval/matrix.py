@@ -202,34 +202,6 @@ class EvalMatrix:
             if k == len(self.domains) - 1:
                 self.confusion[j] = counts
 
-    def without(self, domain: str) -> EvalMatrix:
-        """Return the matrix with the domain's row and column gone, its counts with them.
-
-        The other cells stand as measured, by routers that still knew the domain; the confusion
-        is emptied, as in :meth:`add_domain`.
-
-        Raises:
-            ValueError: if the domain is not in the matrix.
-        """
-        gone = self._index(domain)
-        keep = [i for i in range(len(self.domains)) if i != gone]
-        cells = np.ix_(keep, keep)
-        return EvalMatrix(
-            kind=self.kind,
-            domains=[self.domains[i] for i in keep],
-            scorers=[self.scorers[i] for i in keep],
-            higher_is_better=[self.higher_is_better[i] for i in keep],
-            n=[self.n[i] for i in keep],
-            base=self.base[keep],
-            base_interval=self.base_interval[keep],
-            routed=self.routed[cells],
-            routed_interval=self.routed_interval[cells],
-            oracle=self.oracle[cells],
-            oracle_interval=self.oracle_interval[cells],
-            routing_accuracy=self.routing_accuracy[cells],
-            confusion=np.zeros((len(keep), len(keep) + 1), dtype=np.int64),
-        )
-
     def op(self, which: Which = "routed") -> float | None:
         """Return OP (:func:`asr.eval.metrics.overall_performance`) of the named scores."""
         if not self.domains:

@@ -6,7 +6,7 @@ Notation for shapes and formulas:
 
 Direction: a score where lower is better (a loss) is marked False in ``higher_is_better``. OP
 stays in the score's own units. *Differences* are turned so that, for every metric, positive BWT
-means improved and positive forgetting means got worse. Where domains of both directions are mixed,
+means improved and a negative one got worse. Where domains of both directions are mixed,
 a mean over them (accuracy with nats) means nothing: those metrics are None.
 
 None always says "not defined for what was measured", never zero.
@@ -101,33 +101,6 @@ def backward_transfer(
     if sign is None or len(change) == 0 or not np.isfinite(change).all():
         return None
     return float(sign * change.mean()) + 0.0  # + 0.0: never "-0.0"
-
-
-def forgetting(matrix: ScoreRows, higher_is_better: Sequence[bool] | None = None) -> float | None:
-    """Return F = 1/(T-1) sum_{i<T} (max_{i<=l<T} a[l, i] - a[T, i]); positive means forgot.
-
-    Chaudhry et al. 2018 (arXiv:1801.10112, eq. 3): against the best score a domain ever had before
-    the last step, where BWT compares with the score right after its training. For losses the best
-    is the least, and the sign is turned.
-
-    Args:
-        matrix: (T, T).
-        higher_is_better: per domain; None means all True.
-
-    Returns:
-        F, or None where T = 1, a needed cell is missing, or directions are mixed.
-
-    Raises:
-        ValueError: as in :func:`overall_performance`.
-    """
-    a = _square(matrix)
-    sign = direction(higher_is_better, len(a))
-    if sign is None or len(a) == 1:
-        return None
-    oriented = sign * a
-    best = np.array([oriented[i:-1, i].max() for i in range(len(a) - 1)])  # NaN if any is missing
-    lost = best - oriented[-1, :-1]  # (T-1,)
-    return float(lost.mean()) + 0.0 if np.isfinite(lost).all() else None
 
 
 def confusion(true: Sequence[str], routed: Sequence[str | None], domains: Sequence[str]) -> Counts:

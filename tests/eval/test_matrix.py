@@ -78,14 +78,6 @@ def test_growing_keeps_cells_and_empties_the_confusion() -> None:
     assert m.op() is None  # row "after c" is not measured yet
 
 
-def test_without_drops_the_row_and_the_column() -> None:
-    m = two().without("a")
-    assert (m.domains, m.n, m.scorers) == (["b"], [2], ["label"])
-    assert m.routed.tolist() == [[0.5]]
-    assert m.base_interval.shape == (1, 2)
-    assert EvalMatrix.from_json(m.to_json()).to_json() == m.to_json()
-
-
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_json_round_trip_is_exact_and_deterministic(make_matrix: Maker, size: int) -> None:
     text = make_matrix(size).to_json()

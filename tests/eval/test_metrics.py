@@ -10,7 +10,6 @@ import pytest
 from asr.eval.metrics import (
     backward_transfer,
     confusion,
-    forgetting,
     overall_performance,
     routing_accuracy,
 )
@@ -23,8 +22,6 @@ def test_by_hand() -> None:
     # OP = (0.6 + 0.4 + 0.7) / 3; BWT = ((0.6 - 0.8) + (0.4 - 0.5)) / 2
     assert overall_performance(A) == pytest.approx(1.7 / 3)
     assert backward_transfer(A) == pytest.approx(-0.15)
-    # forgetting = ((max(0.8, 0.9) - 0.6) + (0.5 - 0.4)) / 2
-    assert forgetting(A) == pytest.approx(0.2)
 
 
 def test_losses_turn_the_sign_of_differences_but_not_of_op() -> None:
@@ -32,27 +29,23 @@ def test_losses_turn_the_sign_of_differences_but_not_of_op() -> None:
     assert overall_performance(A, lower) == pytest.approx(1.7 / 3)
     assert backward_transfer(A, lower) == pytest.approx(0.15)  # losses fell: improved
     # best before the last step: min(0.8, 0.9) = 0.8 and 0.5; F = ((0.6 - 0.8) + (0.4 - 0.5)) / 2
-    assert forgetting(A, lower) == pytest.approx(-0.15)
 
 
 def test_mixed_directions_have_no_mean() -> None:
     mixed = [True, False, True]
     assert overall_performance(A, mixed) is None
     assert backward_transfer(A, mixed) is None
-    assert forgetting(A, mixed) is None
 
 
 def test_one_domain_has_op_only() -> None:
     assert overall_performance([[0.3]]) == pytest.approx(0.3)
     assert backward_transfer([[0.3]]) is None
-    assert forgetting([[0.3]]) is None
 
 
 def test_missing_cells_give_none() -> None:
     only_last: list[list[float | None]] = [[None, None], [0.6, 0.7]]
     assert overall_performance(only_last) == pytest.approx(0.65)
     assert backward_transfer(only_last) is None
-    assert forgetting(only_last) is None
     assert overall_performance([[0.1, None], [0.2, None]]) is None
 
 
