@@ -19,7 +19,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -41,6 +40,10 @@ published too); done (checkpoints removed)."""
 Count = Annotated[int, Field(ge=0)]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Json = Any
+"""A JSON value; what is not one fails when the file is written. Not pydantic's ``JsonValue``: that
+calls Python for every value it serialises, and swallows a Ctrl-C that arrives meanwhile."""
 
 
 def _domain_name(value: object) -> str:
@@ -148,13 +151,13 @@ class DomainEntry(BaseModel):
     test: str | None = Field(default=None, description="Path of the test file.")
     scorer: str | None = None
     max_new_tokens: int | None = Field(default=None, ge=1, description="Longest answer.")
-    placement: dict[str, JsonValue] = Field(
+    placement: dict[str, Json] = Field(
         default_factory=dict, description="kind, modules (explicit full names), rank, alpha, ..."
     )
     passes: Literal["one", "two"] = "one"
     adapter: AdapterEntry | None = None
     router: RouterEntry | None = None
-    training: dict[str, JsonValue] = Field(
+    training: dict[str, Json] = Field(
         default_factory=dict, description="Everything that determines the result."
     )
     timings: dict[str, float] = Field(default_factory=dict, description="Seconds per step.")
@@ -193,11 +196,11 @@ class Manifest(BaseModel):
     contract: FeatureContract
     contract_hash: str = ""
     numeric: NumericContract
-    router: dict[str, JsonValue] = Field(default_factory=dict, description="Solve settings.")
+    router: dict[str, Json] = Field(default_factory=dict, description="Solve settings.")
     seed: int = 0
     keep_eval: bool = True
     two_pass: bool = Field(default=False, description="The base cannot be split, or was not.")
-    config: dict[str, JsonValue] = Field(
+    config: dict[str, Json] = Field(
         default_factory=dict, description="Effective settings of the last run; paths absolute."
     )
     domains: dict[DomainName, DomainEntry] = Field(default_factory=dict)
@@ -286,7 +289,7 @@ class Manifest(BaseModel):
                 the file is as it was.
             StorageError: the file system refused; the file is as it was.
         """
-        text = json_text(self.model_dump(mode="json"))
+        text = json_text(self.model_dump())  # mode="json" would write NaN as null
         type(self).model_validate_json(text)
         write_text(Path(directory) / MANIFEST_FILE, text)
 
