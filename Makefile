@@ -1,4 +1,4 @@
-# make demo    the whole story on a small real base, from nothing
+# make demo    the whole story on a small real base, from nothing (make demo-quick: in 3 minutes)
 # make test    all tests
 # make lint    format, ruff, mypy, import contract
 # make venv    the environment alone (the others make it when it is missing)
@@ -19,11 +19,14 @@ endif
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint venv
+.PHONY: demo demo-quick test lint venv
 .DELETE_ON_ERROR:
 
 demo: $(ENVIRONMENT)
 	@$(BIN)/python -m demo.run
+
+demo-quick: $(ENVIRONMENT)
+	@$(BIN)/python -m demo.run --quick
 
 # One thread each in parallel: two busy BLAS pools on the same cores are slower than none.
 test: $(ENVIRONMENT)

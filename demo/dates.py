@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import calendar
 import random
-from dataclasses import dataclass
 
-from demo.task import DemoDomain, Draw, Split
+from demo.task import DemoDomain, Draw, Pool, Split
 
 INSTRUCTION = "Give the date, time or duration in this message in ISO format."
 
@@ -29,19 +28,7 @@ _ORDINALS = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Sentences around a value, ``{}`` in its place; no sentence is in both splits."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-    def pick(self, rng: random.Random, split: Split) -> str:
-        """Return one sentence of the split."""
-        return rng.choice(self.train if split == "train" else self.test)
-
-
-ON_A_DAY = Frames(
+ON_A_DAY = Pool(
     train=(
         "see you on {} for the dentist",
         "Our wedding is on {}, please keep it free.",
@@ -74,7 +61,7 @@ ON_A_DAY = Frames(
     ),
 )
 
-AT_A_TIME = Frames(
+AT_A_TIME = Pool(
     train=(
         "The train leaves at {}.",
         "dinner is at {}, bring wine",
@@ -101,7 +88,7 @@ AT_A_TIME = Frames(
     ),
 )
 
-FOR_A_WHILE = Frames(
+FOR_A_WHILE = Pool(
     train=(
         "The drive took {}.",
         "Let the dough rest for {}.",

@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from asr.errors import ConfigError, unknown
+from demo.arithmetic import ARITHMETIC
 from demo.dates import DATES
+from demo.sql import SQL
 from demo.task import DemoDomain, Split
 from demo.triage import TRIAGE
 
-DOMAINS: dict[str, DemoDomain] = {domain.name: domain for domain in (DATES, TRIAGE)}
+DOMAINS: dict[str, DemoDomain] = {
+    domain.name: domain for domain in (DATES, TRIAGE, SQL, ARITHMETIC)
+}
+"""In the order in which the demo trains them."""
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -62,7 +67,7 @@ def make_domain(name: str, split: Split, count: int, seed: int = 0) -> list[dict
     idle = 0
     while len(examples) < count:
         drawn = domain.draw(rng, split)
-        prompt = f"{domain.instruction}\nMessage: {drawn.message}"
+        prompt = domain.prompt(drawn.message)
         idle += 1
         if idle > _PATIENCE:
             raise ConfigError(

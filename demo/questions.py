@@ -1,7 +1,7 @@
 """Free questions in a person's own words, one per domain and one outside all of them.
 
 No generator wrote these, and none of their wordings stands in one. They show what routing does with
-what people type: the first two should find their domain, the last should go to the base.
+what people type: those of a domain should find it, the last should go to the base.
 """
 
 from __future__ import annotations
@@ -24,5 +24,19 @@ QUESTIONS: tuple[Question, ...] = (
         "should they hurry?",
         "triage",
     ),
+    Question(
+        "I keep my plants in a table called plants with name, room and height. how do I get the "
+        "names of those in the kitchen out of it?",
+        "sql",
+    ),
+    Question(
+        "my sister brought 14 pancakes, we ate 9 of them at breakfast, what's still on the plate?",
+        "arithmetic",
+    ),
     Question("What could I cook tonight with lentils, carrots and half a cabbage?", None),
 )
+
+
+def questions_for(domains: tuple[str, ...]) -> list[Question]:
+    """Return the questions of these domains, and the one outside all."""
+    return [q for q in QUESTIONS if q.domain is None or q.domain in domains]

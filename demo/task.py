@@ -20,6 +20,18 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Wordings by split; no wording is in both."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def pick(self, rng: random.Random, split: Split) -> str:
+        """Return one wording of the split."""
+        return rng.choice(self.train if split == "train" else self.test)
+
+
+@dataclass(frozen=True)
 class DemoDomain:
     """A domain that a generator writes.
 
@@ -28,9 +40,15 @@ class DemoDomain:
         instruction: first line of every prompt.
         scorer: name of the scorer (``asr.eval``).
         draw: makes one example; "test" draws from wordings that "train" never uses.
+        lead: what stands before the message on the second line.
     """
 
     name: str
     instruction: str
     scorer: str
     draw: Callable[[random.Random, Split], Draw]
+    lead: str = "Message: "
+
+    def prompt(self, message: str) -> str:
+        """Return the user's turn."""
+        return f"{self.instruction}\n{self.lead}{message}"

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
 
-from demo.task import DemoDomain, Draw, Split
+from demo.task import DemoDomain, Draw, Pool, Split
 
 QUEUES = ("billing", "delivery", "repair", "account", "returns")
 
@@ -20,18 +19,6 @@ INSTRUCTION = (
     + ", ".join(QUEUES)
     + '; "urgent" is true or false.'
 )
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Wordings by split; no wording is in both."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-    def pick(self, rng: random.Random, split: Split) -> str:
-        """Return one wording of the split."""
-        return rng.choice(self.train if split == "train" else self.test)
 
 
 PRODUCTS = Pool(

@@ -32,7 +32,7 @@ base: base
 dtype: float32
 device: cpu
 training: {epochs: 1, max_length: 128, learning_rate: 0.02}
-router: {layer: 2}
+router: {layer: 2, background: 6}
 eval: {max_new_tokens: 6, max_examples: 5}
 domains:
   red: {train: red.jsonl}

@@ -14,7 +14,7 @@ what was trained nor what other engines run.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,11 @@ class AdapterBank:
             self._peft = None
 
     @contextmanager
-    def rows(self, names: Sequence[str | None]) -> Iterator[None]:
+    def rows(self, names: Sequence[str | None]) -> Iterator[Callable[[list[int]], None]]:
         """Within the block, row ``i`` of every batch runs with adapter ``names[i]`` (None: base).
+
+        Yields a function to call with the rows that stay when others leave the batch: from then on
+        row ``i`` is what row ``kept[i]`` was.
 
         A linear module that gets its batch flattened to (rows x tokens, features), as OPT's feed-
         forward does, is followed: all tokens of a row belong to it.
@@ -136,6 +139,9 @@ class AdapterBank:
         layers = self._layers()
         peft_names = [_BASE_ROW if name is None else _PREFIX + name for name in names]
 
+        def keep_rows(kept: list[int]) -> None:
+            peft_names[:] = [peft_names[row] for row in kept]
+
         def inject(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             return args, {**kwargs, "adapter_names": _for_rows_of(args[0], peft_names)}
 
@@ -150,7 +156,7 @@ class AdapterBank:
                 touched.append(layer)
                 layer._disable_adapters = False
                 handles.append(layer.register_forward_pre_hook(inject, with_kwargs=True))
-            yield
+            yield keep_rows
         finally:
             for handle in handles:
                 handle.remove()

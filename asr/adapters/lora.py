@@ -6,7 +6,7 @@ counts what PEFT really attached, and guarantees that the base comes back as it 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -14,7 +14,14 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from asr.adapters.conversion import give_back, own_weights, remember, rewritten
 from asr.adapters.placement import Placement
+from asr.adapters.variants import (
+    Initialisation,
+    initialisation_problem,
+    rewrites_base,
+    shape_problem,
+)
 from asr.errors import AdapterError
 
 TRAINING_NAME = "default"
@@ -29,15 +36,33 @@ class LoraSettings:
         rank: rank of the update, >= 1.
         alpha: numerator of the scaling.
         dropout: dropout on the input of ``A`` while training, in [0, 1).
+        use_rslora: scale by ``alpha / sqrt(rank)`` instead (rsLoRA, arXiv 2312.03732).
+        init_lora_weights: how ``A`` and ``B`` start, in PEFT's names; which of them are offered:
+            :mod:`asr.adapters.variants`.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
+    use_rslora: bool = False
+    init_lora_weights: Initialisation = True
+
+    @property
+    def saved_rank(self) -> int:
+        """Rank of the saved adapter: twice ``rank`` where the initialisation rewrites the base."""
+        return self.rank * 2 if rewrites_base(self.init_lora_weights) else self.rank
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return asdict(self)
+        """Plain values for the manifest; variants only where they are asked for."""
+        values = asdict(self)
+        return {
+            key: value
+            for key, value in values.items()
+            if key in ("rank", "alpha", "dropout") or value != _DEFAULTS[key]
+        }
+
+
+_DEFAULTS = {field.name: field.default for field in fields(LoraSettings)}
 
 
 def lora_config(placement: Placement, settings: LoraSettings, base_name: str) -> LoraConfig:
@@ -47,12 +72,38 @@ def lora_config(placement: Placement, settings: LoraSettings, base_name: str) ->
         # PEFT types alpha as int but only divides by it; an integer keeps older readers happy.
         lora_alpha=int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
+        use_rslora=settings.use_rslora,
+        init_lora_weights=settings.init_lora_weights,  # type: ignore[arg-type]
         target_modules=placement.names,
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
         fan_in_fan_out=all(module.transposed for module in placement.modules),
     )
+
+
+def check_variant(model: nn.Module, placement: Placement, settings: LoraSettings) -> None:
+    """Refuse an initialisation that is not offered, or that a module of the placement rules out.
+
+    Raises:
+        AdapterError: names the initialisation, the module, the reason and what to use instead.
+    """
+    name = settings.init_lora_weights
+    problem = initialisation_problem(name)
+    if problem is not None:
+        raise AdapterError(problem)
+    for module in placement.modules:
+        weight: Any = model.get_submodule(module.name).weight
+        problem = shape_problem(
+            name,
+            settings.rank,
+            rows=module.out_features,
+            columns=module.in_features,
+            transposed=module.transposed,
+            quantised=not weight.is_floating_point(),
+        )
+        if problem is not None:
+            raise AdapterError(f"init_lora_weights {name}: '{module.name}': it {problem}")
 
 
 def attach_for_training(
@@ -63,21 +114,34 @@ def attach_for_training(
     Args:
         model: the plain base model (changed in place until :func:`detach`).
         placement: resolved placement.
-        settings: rank, alpha, dropout.
+        settings: rank, alpha, dropout, variant.
         base_name: name of the base for the adapter's configuration file.
         seed: seeds the initialisation of ``A``.
 
     Raises:
-        AdapterError: if the model already carries adapters, if PEFT attached other modules than
-            asked for, or if a parameter outside the adapter is trainable.
+        AdapterError: if the model already carries adapters, if the variant is refused
+            (:func:`check_variant`), if PEFT attached other modules than asked for, or if a
+            parameter outside the adapter is trainable.
     """
     if any(isinstance(module, LoraLayer) for module in model.modules()):
         raise AdapterError("the base already carries an adapter; detach it before training")
+    check_variant(model, placement, settings)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    name = settings.init_lora_weights
+    weights = own_weights(model, placement) if rewrites_base(name) else {}
     torch.manual_seed(seed)
     config = lora_config(placement, settings, base_name)
-    peft_model = PeftModel(model, config, TRAINING_NAME)
+    try:
+        peft_model = PeftModel(model, config, TRAINING_NAME)
+    except BaseException:
+        give_back(model, weights)
+        _unwrap(model)
+        raise
+    # The start is made: from here on, and in checkpoints, it is an adapter like any other.
+    config.init_lora_weights = True
+    if weights:
+        remember(peft_model, weights, str(name))
     # From 20 names on PEFT shortens them to endings that fit this base only
     config.target_modules = placement.names
     attached = [
@@ -93,17 +157,30 @@ def attach_for_training(
             f"first difference: '{missing[0]}'"
         )
     trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
-    if trainable != placement.parameters(settings.rank):
+    expected = placement.parameters(settings.rank)
+    if settings.init_lora_weights == "mica":  # B stays as it starts
+        expected = sum(module.in_features for module in placement.modules) * settings.rank
+    if trainable != expected:
         detach(peft_model)
-        raise AdapterError(
-            f"{trainable} parameters are trainable, {placement.parameters(settings.rank)} expected"
-        )
+        raise AdapterError(f"{trainable} parameters are trainable, {expected} expected")
     return peft_model
 
 
 def detach(peft_model: PeftModel) -> nn.Module:
-    """Take every adapter off and return the plain base, its own modules back in place."""
+    """Take every adapter off and return the plain base, its modules and weights as they were."""
+    memory = rewritten(peft_model)
     base: nn.Module = peft_model.unload()
+    if memory is not None:
+        give_back(base, memory.weights)
     if hasattr(base, "peft_config"):
         del base.peft_config  # PEFT leaves it behind and warns at the next wrapping
     return base
+
+
+def _unwrap(model: nn.Module) -> None:
+    """Put the base's modules back after PEFT failed half-way."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            model.set_submodule(name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config

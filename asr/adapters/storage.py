@@ -16,10 +16,12 @@ from typing import Any
 
 import peft
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from asr.adapters.conversion import to_plain
 from asr.adapters.lora import TRAINING_NAME
 from asr.base.quiet import quiet_libraries
 from asr.errors import AdapterError
@@ -59,7 +61,7 @@ _ANY_VALUE = frozenset(
 Any other key may hold only its default: otherwise it asks for a variant, or for an initialisation
 that rewrites the base while the adapter is loaded (PiSSA, OLoRA, CorDA, LoftQ, ...).
 """
-_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "mica", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class StoredAdapter:
     sha256: str
     base_fingerprint: str | None
 
+    def scaling(self, module: str) -> float:
+        """Factor of ``B A`` on a module: alpha over the rank, or over its root (rsLoRA)."""
+        pattern = self.config.alpha_pattern or {}
+        alpha = pattern.get(get_pattern_key(list(pattern), module), self.config.lora_alpha)
+        return float(alpha / (math.sqrt(self.rank) if self.config.use_rslora else self.rank))
+
 
 def adapter_sha256(folder: Path) -> str:
     """Hash of the adapter's tensor file, hex.
@@ -101,6 +109,9 @@ def save_adapter(
 ) -> str:
     """Write the trained adapter into ``folder`` (which must exist and is published by the caller).
 
+    An adapter whose initialisation rewrote the base is converted to the plain LoRA of twice the
+    rank that equals it over the base as it was (:mod:`asr.adapters.conversion`).
+
     Args:
         peft_model: model with the one adapter that training attached.
         folder: staging folder.
@@ -115,13 +126,13 @@ def save_adapter(
         AdapterError: if PEFT hands out other tensors than A and B of every adapted module, or a
             tensor is not finite.
     """
-    config: Any = peft_model.peft_config[TRAINING_NAME]
     # No embeddings: they carry no adapter, and to find out PEFT would ask the hub for the base.
     state = get_peft_model_state_dict(
         peft_model, adapter_name=TRAINING_NAME, save_embedding_layers=False
     )
+    state, config = to_plain(peft_model, state, TRAINING_NAME)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    _require_keys(set(tensors), set(config.target_modules), f"adapter '{domain}'")
+    _require_keys(set(tensors), set(config.target_modules or ()), f"adapter '{domain}'")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise AdapterError(
@@ -214,6 +225,7 @@ def _read_config(folder: Path) -> LoraConfig:
     except (TypeError, ValueError, ImportError) as error:
         raise AdapterError(f"{path} is not a LoRA configuration ({error})") from error
     assert isinstance(config, LoraConfig)
+    config.init_lora_weights = True  # the tensors are there: how they once started is over
     return config
 
 

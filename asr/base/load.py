@@ -10,22 +10,32 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asr.base.chat_template import ChatTemplate
 from asr.base.device import choose_device, choose_dtype, describe
 from asr.base.fingerprint import fingerprint
 from asr.base.layers import DecoderLayers, decoder_layers
+from asr.base.quantisation import (
+    QUANTISATIONS,
+    Quantisation,
+    arriving_quantisation,
+    bitsandbytes_config,
+    keep_as_stored,
+    require_bitsandbytes,
+    require_device,
+    require_whole_blocks,
+)
 from asr.base.quiet import quiet_libraries
 from asr.base.resolve import ResolvedBase, resolve_base
+from asr.base.tokenizer import context_length, load_tokenizer, make_template
 from asr.errors import BaseModelError
 
-Quantisation = Literal["int8", "nf4"]
 Say = Callable[[str], None]
 
 
@@ -45,7 +55,7 @@ class LoadedBase:
         fingerprint: sha256 of the checkpoint's identity (:func:`asr.base.fingerprint.fingerprint`).
         device: where the model runs.
         dtype: floating-point type of its weights.
-        quantisation: ``int8``, ``nf4`` or None.
+        quantisation: ``int8``, ``nf4``, what the checkpoint arrived in, or None.
         decoder: path and modules of the decoder layers.
         hidden_size: width of the hidden states.
         context_length: longest sequence in tokens that the base was made for.
@@ -59,7 +69,7 @@ class LoadedBase:
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
-    quantisation: Quantisation | None
+    quantisation: str | None
     decoder: DecoderLayers
     hidden_size: int
     context_length: int
@@ -103,7 +113,8 @@ def load_base(
         name: folder, hub id, ``.gguf`` file or built-in name.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        quantisation: load the linear layers in 8 or 4 bits through bitsandbytes.
+        quantisation: load the linear layers in 8 or 4 bits through bitsandbytes. None: as the
+            checkpoint is, which may be quantised already.
         template_text: chat template to render with instead of the tokenizer's own (the one that a
             model directory stores).
         template_date: date to pin in a template that asks for today's; default today.
@@ -113,16 +124,21 @@ def load_base(
     Raises:
         BaseModelError: if the base cannot be found, is no causal LM, stores pickled weights, has
             damaged or missing tensors, has no usable tokenizer, or does not fit the device; if
-            bitsandbytes is missing.
+            bitsandbytes is missing or has no code for the device; if the checkpoint is quantised
+            in another way than asked for.
     """
+    if quantisation is not None:
+        require_bitsandbytes(quantisation)
     resolved = resolve_base(name, progress=say)
     chosen_device = choose_device(device)
     chosen_dtype, reason = choose_dtype(chosen_device, dtype)
     note = describe(chosen_device, chosen_dtype, reason)
-    say(f"base: {name} on {note}" + (f", {quantisation}" if quantisation else ""))
-    tokenizer = _load_tokenizer(resolved, trust_remote_code)
-    model = _load_model(resolved, chosen_device, chosen_dtype, quantisation, trust_remote_code)
-    template = ChatTemplate.from_tokenizer(tokenizer, text=template_text, date=template_date)
+    kind = _quantisation(resolved, quantisation, chosen_device)
+    say(f"base: {name} on {note}" + (f", {kind}" if kind else ""))
+    tokenizer = load_tokenizer(resolved.name, resolved.path, trust_remote_code)
+    own = arriving_quantisation(resolved.path, name) is not None
+    model = _load_model(resolved, chosen_device, chosen_dtype, kind, own, trust_remote_code)
+    template = make_template(tokenizer, template_text, template_date, say)
     text_config = model.config.get_text_config(decoder=True)
     return LoadedBase(
         resolved=resolved,
@@ -132,46 +148,45 @@ def load_base(
         fingerprint=fingerprint(resolved.path),
         device=chosen_device,
         dtype=chosen_dtype,
-        quantisation=quantisation,
+        quantisation=kind,
         decoder=decoder_layers(model),
         hidden_size=int(text_config.hidden_size),
-        context_length=_context_length(text_config, tokenizer),
+        context_length=context_length(text_config, tokenizer),
         note=note,
     )
 
 
-def _load_tokenizer(resolved: ResolvedBase, trust_remote_code: bool) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolved.path, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def _quantisation(
+    resolved: ResolvedBase, asked: Quantisation | None, device: torch.device
+) -> str | None:
+    """Decide how the base is quantised, and refuse what cannot run here."""
+    arriving = arriving_quantisation(resolved.path, resolved.name)
+    if arriving is not None and asked not in (None, arriving):
         raise BaseModelError(
-            f"base '{resolved.name}' has no tokenizer that transformers can load "
-            f"({_first_line(error)}); put its tokenizer files into {resolved.path}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise BaseModelError(
-                f"the tokenizer of '{resolved.name}' has neither a padding nor an end-of-sequence "
-                "token; set one in its tokenizer_config.json"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return tokenizer
+            f"base '{resolved.name}' arrives quantised as {arriving}, and quantisation {asked} was "
+            f"asked for; leave quantisation out, or take the base's original checkpoint"
+        )
+    kind = arriving or asked
+    if kind is not None:
+        require_bitsandbytes(kind)
+        require_device(kind, device)
+    return kind
 
 
 def _load_model(
     resolved: ResolvedBase,
     device: torch.device,
     dtype: torch.dtype,
-    quantisation: Quantisation | None,
+    quantisation: str | None,
+    own: bool,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
+    """Load the weights; ``own``: they are stored quantised, and know how."""
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if quantisation is not None:
-        options["quantization_config"] = _quantisation_config(quantisation, dtype)
         options["device_map"] = {"": device}
+    if quantisation in QUANTISATIONS and not own:
+        options["quantization_config"] = bitsandbytes_config(quantisation, dtype)
     transformers.logging.disable_progress_bar()
     try:
         with quiet_libraries():
@@ -202,6 +217,8 @@ def _load_model(
     _require_complete(resolved, loading)
     model.requires_grad_(False)
     model.eval()
+    keep_as_stored(model)
+    require_whole_blocks(model, resolved.name)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -218,32 +235,6 @@ def _require_complete(resolved: ResolvedBase, loading: dict[str, Any]) -> None:
         f"the weights of base '{resolved.name}' {what} {len(names)} tensors of its config (first: "
         f"{names[0]}); copy or download {resolved.path} again"
     )
-
-
-def _quantisation_config(quantisation: Quantisation, dtype: torch.dtype) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise BaseModelError(
-            f"quantisation {quantisation} needs bitsandbytes; "
-            "pip install 'analytic-subspace-routing[quant]'"
-        ) from error
-    if quantisation == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _context_length(text_config: Any, tokenizer: Any) -> int:
-    for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        value = getattr(text_config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return int(min(tokenizer.model_max_length, 1 << 20))
 
 
 def _first_line(error: BaseException) -> str:

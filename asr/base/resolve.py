@@ -49,6 +49,13 @@ class ResolvedBase:
     revision: str | None
 
 
+def is_hub_id(name: str) -> bool:
+    """Return whether a name is understood as a hub id: it has the form, and nothing is there."""
+    path = Path(name).expanduser()
+    there = path.exists() or path.parent.is_dir()
+    return not there and path.suffix != ".gguf" and _HUB_ID.fullmatch(name) is not None
+
+
 def resolve_base(name: str, progress: Progress = silent) -> ResolvedBase:
     """Find the checkpoint folder of a base, downloading or converting it where needed.
 

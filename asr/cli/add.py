@@ -1,4 +1,4 @@
-"""``asr add``: train one more domain into a routed model."""
+"""``asr add``: train one more domain into a routed model, or more data into one of its domains."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from asr.cli.options import ModelArgument, TrustOption
+from asr.data.hub import locate_data
 from asr.errors import ConfigError, DirectoryError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def add(
         str,
         typer.Argument(
             metavar="NAME=DATA",
-            help="Name of the new domain and its training file.",
+            help="Name of the domain and the training file.",
             show_default=False,
         ),
     ],
@@ -38,31 +39,63 @@ def add(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an add that was stopped.")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend", help="NAME is in MODEL: train a new version of it on this further data."
+        ),
+    ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch",
+            help="With --extend: start from a fresh adapter, not from a copy of the one in use.",
+        ),
+    ] = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
     r"""Train one more domain into MODEL; the others stay as they are.
 
-    The training files of the other domains are not needed any more.
+    The training files of the other domains are not needed any more. With --extend NAME is one that
+    MODEL has: a new version of its adapter is trained beside the one in use, which answers until
+    the switch; the router then knows the prompts of both files. The old file is not needed.
 
     \b
     asr add MODEL legal=legal.jsonl
     asr add MODEL legal=legal.jsonl adapter.rank=16 scorer=label test=legal.test.jsonl
+    asr add MODEL legal=more.jsonl --extend
     """
     name, data = _split(domain)
+    if from_scratch and not extend:
+        raise ConfigError(
+            "--from-scratch goes with --extend: a new domain has nothing to start from"
+        )
     from asr.model.directory import ModelDirectory
     from asr.model.manifest import Manifest
 
     manifest = Manifest.load(ModelDirectory.open(model).path)
-    config = extended_config(manifest, name, data, overrides or [], resume)
+    if extend:
+        from asr.train.extension_config import extension_config
+
+        config = extension_config(manifest, name, data, overrides or [])
+    else:
+        config = extended_config(manifest, name, data, overrides or [], resume)
     from asr.cli.training import run_training
 
-    trust = ["--trust-remote-code"] if trust_remote_code else []
+    chosen = {
+        "--extend": extend,
+        "--from-scratch": from_scratch,
+        "--trust-remote-code": trust_remote_code,
+    }
+    options = [option for option, given in chosen.items() if given]
     run_training(
         config,
         model,
-        resume=True,
+        resume=resume or not extend,
         trust_remote_code=trust_remote_code,
-        again=["add", model, domain, *(overrides or []), "--resume", *trust],
+        extend=extend,
+        from_scratch=from_scratch,
+        again=["add", model, domain, *(overrides or []), "--resume", *options],
     )
 
 
@@ -97,14 +130,14 @@ def extended_config(
     entry = manifest.domains.get(name)
     if entry is not None and entry.status == "done":
         raise DirectoryError(
-            f"domain '{name}' exists in this model already; choose another name (taken: "
-            f"{', '.join(manifest.domains)})"
+            f"domain '{name}' exists in this model already; add --extend to train it on more data, "
+            f"or choose another name (taken: {', '.join(manifest.domains)})"
         )
     if name in domains and not resume:
         raise DirectoryError(
             f"domain '{name}' is in this model already, unfinished; add --resume to go on with it"
         )
-    domains[name] = {"train": str(data.expanduser().absolute())}
+    domains[name] = {"train": locate_data(str(data), Path.cwd())}
     own = [_of_domain(name, override) for override in overrides]
     set_by_hand = {tuple(o.partition("=")[0].strip().split(".")) for o in own}
     return build_config(

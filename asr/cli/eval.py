@@ -175,6 +175,8 @@ def _score_dev(
     from asr.eval.evaluate import Evaluator
     from asr.eval.history import extend_matrices
     from asr.eval.reporting import MeasuredModel
+    from asr.model.manifest import Manifest
+    from asr.model.switch import complete_switch
     from asr.router import RouterSettings
     from asr.train.config import EvalConfig
 
@@ -187,6 +189,7 @@ def _score_dev(
     if chosen["device"] == "auto":
         chosen["device"] = manifest.config.get("device", "auto")
     with directory.lock():
+        complete_switch(directory, Manifest.load(directory.path))
         note("no stored matrices: scoring the kept prompts; answers that are kept are not repeated")
         routed = MeasuredModel.from_pretrained(directory.path, say=note, **chosen)
         with EvalCache(directory.answers) as cache, _Progress(stderr()) as progress:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asr.cli.options import JsonOption, ModelArgument
-from asr.cli.output import counted, seconds, size, stdout, write_line
+from asr.cli.output import command_line, counted, seconds, size, stdout, write_line
 from asr.errors import RouterError
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
         from asr.router import load_router
 
         try:
-            report = load_router(directory.router, manifest.contract.hash).router.report
+            router = directory.current(directory.router, manifest)
+            report = load_router(router, manifest.contract.hash).router.report
         except RouterError as error:
             problems.append(str(error))
     if as_json:
@@ -72,7 +73,7 @@ def _show_model(console: Console, model: Path, manifest: Manifest) -> None:
     expansion = contract.expansion.dimension
     passes = ", routed in a pass of its own" if manifest.two_pass else ""
     features = (
-        f"layer {contract.layer} of {base.n_layers}{passes}, views {' + '.join(contract.views)}, "
+        f"layer {contract.layer} of {base.n_layers}{passes}, "
         f"expansion {expansion or 'none'}, prompts to {contract.truncation.max_length} tokens"
     )
     rows = {
@@ -81,6 +82,10 @@ def _show_model(console: Console, model: Path, manifest: Manifest) -> None:
         "": f"{base.architecture}, {base.n_layers} layers, hidden {base.hidden_size}",
         "fingerprint": base.fingerprint,
         "features": features,
+        "views": ", ".join(contract.views),
+        "background": "none"
+        if manifest.background is None
+        else f"{manifest.background.prompts} prompts that the base wrote",
         "contract": contract.hash,
         "trained on": f"{manifest.numeric.device}, {manifest.numeric.dtype}, seed {manifest.seed}",
         "made": f"{manifest.created} with asr {versions.asr}, torch {versions.torch}, "
@@ -125,13 +130,44 @@ def _domain_tables(domains: dict[str, DomainEntry]) -> list[Table]:
             _time(spent.get("statistics")),
             _time(spent.get("evaluation")),
         )
-    return [data, adapters, times]
+    versions = _versions(domains)
+    return [data, adapters, times, *([] if versions is None else [versions])]
+
+
+def _versions(domains: dict[str, DomainEntry]) -> Table | None:
+    """Every adapter that a domain with more than one ever used, oldest first."""
+    table = _table("domain", "version", "train", "dev", "state", "sha256")
+    for name, entry in domains.items():
+        if not entry.extensions:
+            continue
+        datas = [entry.data, *(extension.data for extension in entry.extensions)]
+        for adapter, data in zip(entry.versions, datas, strict=False):
+            in_use = adapter == entry.adapter
+            table.add_row(
+                Text(name, style="bold"),
+                str(adapter.version),
+                _or_dash(None if data is None else data.train),
+                _or_dash(None if data is None else data.dev),
+                "in use" if in_use else "kept",
+                adapter.sha256[:8],
+            )
+        pending = entry.unfinished_extension
+        if pending is not None and pending.status != "switched":
+            table.add_row(
+                Text(name, style="bold"),
+                str(pending.version),
+                _or_dash(pending.data.train),
+                _or_dash(pending.data.dev),
+                pending.status,
+                "-" if pending.adapter is None else pending.adapter.sha256[:8],
+            )
+    return table if table.row_count else None
 
 
 def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in headings:
-        words = heading in ("domain", "status", "placement", "sha256")
+        words = heading in ("domain", "status", "placement", "state", "sha256")
         table.add_column(
             heading,
             justify="left" if words else "right",
@@ -153,7 +189,10 @@ def _steps(entry: DomainEntry) -> int | None:
         return None
     if not isinstance(epochs, int):
         return None
-    return math.ceil((data.train - (data.dropped or 0)) / batch) * epochs
+    views = training.get("views")
+    shown = len(views) if isinstance(views, list) else 1
+    rows = (data.train - (data.dropped or 0)) * shown
+    return math.ceil(math.ceil(rows / batch) * epochs / shown)
 
 
 def _placement(entry: DomainEntry) -> str:
@@ -175,14 +214,15 @@ def _router_lines(report: RouterReport) -> list[str]:
     lines = [
         f"router: {report.solver}, ridge {report.ridge:g} ({chosen}), condition "
         f"{report.condition:.2g}, temperature {report.temperature:.3g}",
-        f"accuracy on {held} held-out prompts: {accuracy or 'none'}",
+        f"right on {held} held-out: {accuracy or 'none'}",
     ]
     if math.isfinite(report.threshold):
         rejected = ", ".join(f"{view} {value:.3f}" for view, value in report.rejected.items())
-        lines.append(
-            f"threshold {report.threshold:.3f}: below it a prompt goes to the base "
-            f"(known prompts rejected: {rejected})"
-        )
+        lines.append(f"threshold {report.threshold:.3f}: below it a prompt goes to the base")
+        lines.append(f"of known prompts go there: {rejected}")
+        for views in report.background_rejected.values():
+            shares = ", ".join(f"{view} {value:.3f}" for view, value in views.items())
+            lines.append(f"of the background's held-out prompts: {shares}")
     else:
         lines.append("threshold: none, no prompt goes to the base")
     return lines + [f"warning: {line}" for line in report.warnings]
@@ -195,6 +235,14 @@ def _show_state(console: Console, model: Path, manifest: Manifest, problems: lis
         console.print(
             f"unfinished: {names}; go on with asr train ... --out {model} --resume", soft_wrap=True
         )
+    for name, entry in manifest.domains.items():
+        if entry.unfinished_extension is not None:
+            again = ["add", model, f"{name}={entry.unfinished_extension.data.path}"]
+            console.print(
+                f"unfinished: more data for {name}; go on with "
+                f"{command_line([*again, '--extend', '--resume'])}",
+                soft_wrap=True,
+            )
     if problems:
         console.print(Text(f"{counted(len(problems), 'problem')}:", style="bold red"))
         for problem in problems:

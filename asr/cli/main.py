@@ -14,6 +14,7 @@ import asr
 from asr.cli.add import add
 from asr.cli.boundary import Boundary, Command
 from asr.cli.chat import chat
+from asr.cli.check import check
 from asr.cli.eval import evaluate
 from asr.cli.generate import generate
 from asr.cli.info import info
@@ -22,6 +23,11 @@ from asr.cli.route import route
 from asr.cli.train import train
 
 _EPILOG = """\b
+Look at data before anything is trained:
+  asr check domains.yaml
+  asr check legal.jsonl
+
+\b
 Fine-tune a sequence of domains, add one later, or remove one:
   asr train domains.yaml --out MODEL
   asr add MODEL legal=legal.jsonl
@@ -76,6 +82,7 @@ def options(
 
 
 for _name, _command in (
+    ("check", check),
     ("train", train),
     ("add", add),
     ("remove", remove),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asr.model.routed_model import RoutedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTISATIONS = ("int8", "nf4")
+QUANTISATIONS = ("int8", "nf4", "none")
 
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder that asr train wrote.", show_default=False)
@@ -58,7 +58,7 @@ QuantisationOption = Annotated[
     typer.Option(
         "--quantisation",
         metavar="KIND",
-        help="Load the base in 8 or 4 bits: int8 or nf4.",
+        help="Base in 8 or 4 bits: int8, nf4, or none. Default: as in training.",
         show_default=False,
     ),
 ]

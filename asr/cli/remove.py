@@ -54,7 +54,10 @@ def remove(
         )
     if after.routed and after.keep_eval:
         console.print(f"scores: made again by {command_line(['eval', model])}", soft_wrap=True)
-    again = command_line(["add", model, *add_arguments(before, name)])
+    commands = [["add", model, *add_arguments(before, name)]]
+    extensions = before.domains[name].extensions if name in before.domains else []
+    commands += [["add", model, f"{name}={made.data.path}", "--extend"] for made in extensions]
+    again = "\n  ".join(command_line(command) for command in commands)
     console.print(
         f"to add it again:\n  {again}\n"
         f"before asr train CONFIG --out {model} --resume, take '{name}' out of CONFIG (or put it "

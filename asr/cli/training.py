@@ -27,6 +27,8 @@ def run_training(
     resume: bool = False,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    extend: bool = False,
+    from_scratch: bool = False,
     again: Sequence[Any],
 ) -> None:
     """Train, showing progress, the results and what to type next.
@@ -37,6 +39,8 @@ def run_training(
         resume: see :func:`asr.train.sequence.train_sequence`.
         overwrite: see there.
         trust_remote_code: see there.
+        extend: the config's one domain gets more data (:func:`asr.train.extend.extend_domain`).
+        from_scratch: see there.
         again: arguments of the command that goes on after an interruption.
 
     Raises:
@@ -47,20 +51,25 @@ def run_training(
     console.quiet = not is_main_process()
     # Before the heavy imports: they take seconds.
     names = ", ".join(config.domains)
-    _say(console, f"{counted(len(config.domains), 'domain')} ({names}) into {out}")
+    if extend:
+        _say(console, f"more data for {names} in {out}")
+    else:
+        _say(console, f"{counted(len(config.domains), 'domain')} ({names}) into {out}")
     try:
+        from asr.train.extend import extend_domain
         from asr.train.sequence import train_sequence
 
         view = make_view(console, out)
+        common: dict[str, Any] = {
+            "resume": resume,
+            "trust_remote_code": trust_remote_code,
+            "watcher": view,
+        }
         try:
-            manifest = train_sequence(
-                config,
-                out,
-                resume=resume,
-                overwrite=overwrite,
-                trust_remote_code=trust_remote_code,
-                watcher=view,
-            )
+            if extend:
+                manifest = extend_domain(config, out, from_scratch=from_scratch, **common)
+            else:
+                manifest = train_sequence(config, out, overwrite=overwrite, **common)
         finally:
             view.display.close()
         _show_end(console, out, list(manifest.domains))
@@ -100,7 +109,7 @@ def make_view(console: Console, out: Path) -> Any:
             _say(
                 console,
                 f"router: reads the states entering layer {contract.layer} of "
-                f"{manifest.base.n_layers}; prompts shown {' and '.join(contract.views)}",
+                f"{manifest.base.n_layers}; prompts shown {', '.join(contract.views)}",
             )
             finished = [domain.name for domain in domains if domain.name not in todo]
             if finished:
@@ -185,10 +194,12 @@ def make_view(console: Console, out: Path) -> Any:
             if domain.data is None or domain.settings is None:
                 continue
             if domain.config.training.batch_size is None:
-                line = f"batch {domain.settings.batch_size}: by the number of steps "
-                said.setdefault(
-                    line + f"({domain.settings.steps(len(domain.data.encoded.rows))})", []
-                ).append(domain.name)
+                line = f"batch {domain.settings.batch_size}: by the number of steps"
+                said.setdefault(line, []).append(domain.name)
+            if len(domain.settings.views) > 1:
+                shown = " and ".join(domain.settings.views)
+                line = f"prompts trained on {shown}, an equal share of the epochs each"
+                said.setdefault(line, []).append(domain.name)
             if domain.config.training.learning_rate is None:
                 modules = counted(len(domain.placement.modules), "adapted module")
                 line = f"rate {domain.settings.learning_rate:g}: by placement ({modules})"

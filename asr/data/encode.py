@@ -4,6 +4,9 @@ Every assistant message is supervised, up to and including the token that ends i
 model would never stop. What precedes an answer is tokenised exactly as inference tokenises that
 prompt, and the answer apart from it: training sees the very tokens that generation continues.
 
+A plain text is learned as a whole, without a template: every token, and at its end the token that
+ends an answer. A longer one than a row may be goes on in the next row; nothing of it is lost.
+
 One conversation is one row as long as that holds. Where a later prompt does not begin with the
 tokens so far (templates such as Qwen3's write an earlier answer otherwise than the last one), a new
 row starts, down to one row per assistant turn.
@@ -129,6 +132,8 @@ def encode_example(
             text of the token that ends it. The example's source is named.
     """
     require_fast(tokenizer)
+    if example.is_text:
+        return _text_rows(example, tokenizer, template, max_length)
 
     def rows_of(messages: Sequence[Message]) -> list[EncodedExample]:
         return _rows(messages, example.source, tokenizer, template)
@@ -214,6 +219,54 @@ def encode_examples(
     total = sum(len(row.input_ids) for row in rows)
     report = EncodingReport(len(examples), len(rows), truncated, tuple(dropped), supervised, total)
     return EncodedSet(tuple(rows), report)
+
+
+def join_encoded(sets: Sequence[EncodedSet]) -> EncodedSet:
+    """Return the rows of several views of the same examples, one view after the other.
+
+    The report counts rows and tokens of all of them; examples once, and as shortened or dropped
+    where any view was.
+
+    Raises:
+        ValueError: no sets.
+    """
+    if not sets:
+        raise ValueError("no encoded sets to join")
+    reports = [encoded.report for encoded in sets]
+    rows = tuple(row for encoded in sets for row in encoded.rows)
+    dropped = dict.fromkeys(source for report in reports for source in report.dropped)
+    return EncodedSet(
+        rows,
+        EncodingReport(
+            examples=reports[0].examples,
+            rows=len(rows),
+            truncated=max(report.truncated for report in reports),
+            dropped=tuple(dropped),
+            supervised_tokens=sum(report.supervised_tokens for report in reports),
+            total_tokens=sum(report.total_tokens for report in reports),
+        ),
+    )
+
+
+def _text_rows(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    max_length: int | None,
+) -> list[EncodedExample]:
+    """Return a plain text as rows of at most ``max_length`` tokens.
+
+    A row begins with the last token of the one before it, so that every token but the very first
+    is predicted once.
+    """
+    try:
+        ids = tokenise_opening(tokenizer, template, example.completion).ids
+    except DataError as error:
+        raise DataError(f"{example.source}: {error}") from error
+    ids = [*ids, template.end_of_turn_ids[0]]
+    length = min(max_length or len(ids), len(ids))
+    rows = [ids[begin : begin + length] for begin in range(0, len(ids) - 1, length - 1)]
+    return [EncodedExample(row, [IGNORED, *row[1:]], example.source) for row in rows]
 
 
 def _rows(

@@ -7,40 +7,62 @@ from pathlib import Path
 from asr.errors import DataError
 
 
-class RowProblems:
-    """What is wrong with the rows of one file, in line order.
+class BadRowError(ValueError):
+    """What was found and what was expected, for one row."""
 
-    Every bad row is counted; the first ``limit`` are shown.
+
+class RowProblems:
+    """What is wrong with the rows of one file.
+
+    Every bad row is counted; the first ``limit`` problems are shown, in line order.
     """
 
     def __init__(self, path: Path, limit: int = 20) -> None:
         self._path = path
         self._limit = limit
-        self._shown: list[str] = []
-        self._hidden = 0
-        self._lines: set[int] = set()
+        self._found: list[tuple[int, str]] = []
 
     def add(self, line: int, problem: str) -> None:
         """Note one problem of the row at ``line`` (from 1)."""
-        self._lines.add(line)
-        if len(self._shown) < self._limit:
-            self._shown.append(f"{self._path.name}:{line}: {problem}")
-        else:
-            self._hidden += 1
+        self._found.append((line, problem))
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
+        return bool(self._found)
 
     def raise_if_any(self, rows: int) -> None:
         """Raise if a problem was noted; ``rows`` is how many rows the file has.
 
         Raises:
-            DataError: one summary line, then one ``file:line: ...`` per problem.
+            DataError: a single problem as one line, ``folder/file:line: ...``; several as a
+                summary line, then ``file:line: ...`` for each.
         """
-        if not self._lines:
+        if not self._found:
             return
-        bad = len(self._lines)
-        hidden = f" (the first {self._limit} problems)" if self._hidden else ""
+        if len(self._found) == 1:
+            line, problem = self._found[0]
+            raise DataError(f"{self._path}:{line}: {problem}")
+        bad = len({line for line, _ in self._found})
+        hidden = len(self._found) > self._limit
+        first = f" (the first {self._limit} problems)" if hidden else ""
         noun = "row" if rows == 1 else "rows"
-        summary = f"{self._path}: {bad} of {rows} {noun} cannot be used; mend or remove{hidden}:"
-        raise DataError("\n".join([summary, *self._shown]))
+        summary = f"{self._path}: {bad} of {rows} {noun} cannot be used; mend or remove{first}:"
+        shown = sorted(self._found, key=lambda problem: problem[0])[: self._limit]
+        lines = [f"{self._path.name}:{line}: {problem}" for line, problem in shown]
+        raise DataError("\n".join([summary, *lines]))
+
+
+def describe(value: object) -> str:
+    """Return how to name a value's kind in a message: ``a string``, ``null``, ``an array``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "a string" if value.strip() else "an empty string"
+    if isinstance(value, (int, float)):
+        number = str(value)
+        return f"the number {number}" if len(number) <= 40 else "a long number"
+    if isinstance(value, list):
+        return "an array"
+    # Parquet files hold more kinds than JSON: bytes, dates, decimals
+    return "an object" if isinstance(value, dict) else f"a value of the type {type(value).__name__}"

@@ -2,7 +2,7 @@
 
 Tolerated: a byte order mark, CRLF line ends, blank lines. Refused, with the line: invalid UTF-8,
 invalid JSON, anything but an object, NaN and infinities, a key twice in one object, text that is no
-Unicode (lone surrogates). Not read on purpose: compressed files and other formats.
+Unicode (lone surrogates). The rules of an object (:data:`STRICT`) are also those of JSON arrays.
 """
 
 from __future__ import annotations
@@ -14,22 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from asr.data.problems import RowProblems
-from asr.errors import DataError, did_you_mean
-
-_LISTED_FILES = 8
+from asr.data.files import read_bytes, refuse_utf16
+from asr.data.problems import BadRowError, RowProblems, describe
+from asr.errors import DataError
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row: its line number (from 1, blank lines counted) and its object."""
+    """One row: its line or row number (from 1, blank lines counted) and its object."""
 
     line: int
     values: dict[str, Any]
-
-
-class _BadRowError(ValueError):
-    """What was found and what was expected, for one row."""
 
 
 def read_records(
@@ -38,7 +33,7 @@ def read_records(
     """Return the rows of a JSON-lines file, in file order.
 
     Args:
-        path: the file.
+        path: the file; ``.gz`` and ``.zst`` are unpacked.
         limit_errors: how many bad rows the error lists; all are counted.
         allow_empty: return an empty list for a file without rows, for callers with a better
             message.
@@ -48,109 +43,101 @@ def read_records(
             without rows, one JSON value over several lines, or has bad rows (see the module).
     """
     path = Path(path)
-    raw = _read_bytes(path)
-    lines = raw.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    records: list[Record] = []
     problems = RowProblems(path, limit_errors)
-    rows = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        rows += 1
-        try:
-            records.append(Record(number, _parse_row(line)))
-        except _BadRowError as error:
-            problems.add(number, str(error))
-    if problems:
-        _refuse_one_value(path, raw)
-        problems.raise_if_any(rows)
+    records, rows = parse_lines(path, read_bytes(path), problems)
+    problems.raise_if_any(rows)
     if not rows and not allow_empty:
         raise DataError(f"{path}: the file has 0 rows; one JSON object per line is expected")
     return records
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; give one file of it ({_listing(path)})")
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(_missing(path)) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{path} is in UTF-16; save it as UTF-8")
-    return raw
+def parse_lines(path: Path, raw: bytes, problems: RowProblems) -> tuple[list[Record], int]:
+    """Return the good rows of JSON lines and the number of all rows; bad ones go to ``problems``.
 
-
-def _files(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    except PermissionError:  # the names only help; without them the message says less
-        return []
-
-
-def _listing(folder: Path) -> str:
-    names = _files(folder)
-    if not names:
-        return "no files are seen there"
-    more = len(names) - _LISTED_FILES
-    return "it holds: " + ", ".join(names[:_LISTED_FILES]) + (f", {more} more" if more > 0 else "")
-
-
-def _missing(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"there is no file {path}: its folder {folder} does not exist either"
-    near = did_you_mean(path.name, _files(folder))
-    return f"there is no file {path}{near}; the folder {folder} was searched: {_listing(folder)}"
+    Raises:
+        DataError: UTF-16; or bad rows because the file is one JSON value over several lines.
+    """
+    refuse_utf16(path, raw)
+    records: list[Record] = []
+    rows = 0
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        rows += 1
+        try:
+            records.append(Record(number, _parse_row(line)))
+        except BadRowError as error:
+            problems.add(number, str(error))
+    if problems:
+        _refuse_one_value(path, raw)
+    return records, rows
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        found = f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-        raise _BadRowError(f"found {found}, expected UTF-8 text") from error
+        raise BadRowError(not_utf8(line, error)) from error
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
-        )
+        value = json.loads(text, **STRICT)
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")  # "Unterminated string starting at"
         reason = f"{what} at column {error.colno}"
-        raise _BadRowError(f"found invalid JSON ({reason}), expected one JSON object") from error
+        raise BadRowError(f"found invalid JSON ({reason}), expected one JSON object") from error
     except RecursionError as error:
-        raise _BadRowError("found JSON nested too deeply, expected one JSON object") from error
-    except _BadRowError:
+        raise BadRowError("found JSON nested too deeply, expected one JSON object") from error
+    except BadRowError:
         raise
     except ValueError as error:  # an integer of thousands of digits
-        raise _BadRowError(f"found a number that is too long ({error}), expected text") from error
+        raise BadRowError(f"found a number that is too long ({error}), expected text") from error
+    return checked_object(value, text)
+
+
+def checked_object(value: object, text: str) -> dict[str, Any]:
+    """Return a parsed row, if it is an object of Unicode text; ``text``: what it was parsed from.
+
+    Raises:
+        BadRowError: it is something else, or holds half of a surrogate pair.
+    """
     if not isinstance(value, dict):
-        raise _BadRowError(f"found {describe(value)}, expected one JSON object")
+        raise BadRowError(f"found {describe(value)}, expected one JSON object")
     if "\\u" in text:  # only an escape can write half of a surrogate pair
         _refuse_surrogates(value)
     return value
+
+
+def not_utf8(line: bytes, error: UnicodeDecodeError) -> str:
+    """Return the message for a line that is not UTF-8."""
+    found = f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
+    return f"found {found}, expected UTF-8 text"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise _BadRowError(f"found the key '{key}' twice in one object, expected it once")
+            raise BadRowError(f"found the key '{key}' twice in one object, expected it once")
         values[key] = value
     return values
 
 
 def _constant(name: str) -> NoReturn:
-    raise _BadRowError(f"found {name}, expected a finite number or null")
+    raise BadRowError(f"found {name}, expected a finite number or null")
 
 
 def _float(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise _BadRowError(f"found {text}, expected a number that fits a 64-bit float")
+        raise BadRowError(f"found {text}, expected a number that fits a 64-bit float")
     return number
+
+
+STRICT: dict[str, Any] = {
+    "object_pairs_hook": _object,
+    "parse_constant": _constant,
+    "parse_float": _float,
+}
+"""Arguments for :mod:`json` that refuse what the module refuses."""
 
 
 def _refuse_surrogates(value: dict[str, Any]) -> None:
@@ -158,7 +145,7 @@ def _refuse_surrogates(value: dict[str, Any]) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise _BadRowError(f"found {half}, half of a character, expected Unicode text") from error
+        raise BadRowError(f"found {half}, half of a character, expected Unicode text") from error
 
 
 def _refuse_one_value(path: Path, raw: bytes) -> None:
@@ -169,24 +156,11 @@ def _refuse_one_value(path: Path, raw: bytes) -> None:
         return
     if isinstance(value, list):
         raise DataError(
-            f"{path}: this is a JSON array; one object per line is expected "
-            f"(jq -c '.[]' {path.name} > lines.jsonl converts it)"
+            f"{path}: this is a JSON array; one object per line is expected (name the file .json, "
+            f"or convert it: jq -c '.[]' {path.name} > lines.jsonl)"
         )
     if isinstance(value, dict) and b"\n" in raw.strip():
         raise DataError(
             f"{path}: this is one JSON object over several lines; one object per line is expected "
             f"(jq -c . {path.name} > lines.jsonl converts it)"
         )
-
-
-def describe(value: object) -> str:
-    """Return how to name a JSON value's kind in a message: ``a string``, ``null``, ``an array``."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "a string" if value.strip() else "an empty string"
-    if isinstance(value, (int, float)):
-        return f"the number {value}"
-    return "an array" if isinstance(value, list) else "an object"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from asr.data.formats import Example, Message
+from asr.data.framing import frame
 from asr.errors import DataError, unknown
 
 SHARE_PERCENT = 95
@@ -157,12 +158,23 @@ def _most_common(texts: Sequence[str], needed: int) -> str:
     return ""
 
 
+def _framed(messages: Sequence[Message], common: CommonPart, variant: int) -> list[Message]:
+    turns = common.bare(messages)
+    last = _last_user(turns)
+    if last is not None:
+        turns[last]["content"] = frame(turns[last]["content"], variant)
+    return turns
+
+
 View = Callable[[Sequence[Message], CommonPart], list[Message]]
 """A view: turns and the domain's common part in, other turns out. Deterministic."""
 
 VIEWS: dict[str, View] = {
     "templated": lambda messages, common: [dict(message) for message in messages],
     "bare": lambda messages, common: common.bare(messages),
+    "framed": lambda messages, common: _framed(messages, common, 0),
+    "framed2": lambda messages, common: _framed(messages, common, 1),
+    "framed3": lambda messages, common: _framed(messages, common, 2),
 }
 """View name -> view; one line registers another."""
 

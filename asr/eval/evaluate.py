@@ -25,7 +25,7 @@ from asr.data.views import CommonPart, make_views
 from asr.errors import DataError
 from asr.eval.cache import CachedLoss, CachedText, EvalCache, loss_key, text_key
 from asr.eval.matrix import EvalMatrix, Scores
-from asr.eval.registry import get_scorer
+from asr.eval.registry import check_examples, get_scorer
 from asr.model.features import batches_by_length, pad_left
 from asr.model.routed_model import BASE, RoutedModel
 from asr.router import Router
@@ -51,6 +51,16 @@ class EvalSet:
     common: CommonPart
     scorer: str
     max_new_tokens: int
+
+
+def check_set(evaluated: EvalSet) -> None:
+    """Refuse a set with examples that its scorer cannot score; cheap, no model is needed.
+
+    Raises:
+        ConfigError: there is no such scorer.
+        DataError: names every such example's source, what was found and what is expected.
+    """
+    check_examples(evaluated.scorer, evaluated.examples, evaluated.domain)
 
 
 class Evaluator:
@@ -84,10 +94,13 @@ class Evaluator:
             router: the router right after the newest domain was trained.
 
         Raises:
-            DataError: a prompt cannot be encoded or does not fit the context.
+            DataError: a prompt cannot be encoded or does not fit the context, or an example lacks
+                what the scorer needs.
             AdapterError: an adapter cannot be loaded.
             StorageError: the cache cannot be written.
         """
+        for evaluated in sets:
+            check_set(evaluated)  # of all sets before any is scored
         newest = sets[-1]
         cells: dict[str, tuple[Scores, Scores, list[str]]] = {}
         base: Scores | None = None
@@ -113,6 +126,22 @@ class Evaluator:
                 routes=[None if adapter == BASE else adapter for adapter in chosen],
             )
 
+    def forced(self, evaluated: EvalSet, kind: str, adapter: str) -> Scores:
+        """Score a set with one adapter for every prompt; nothing is routed.
+
+        Args:
+            evaluated: what to score.
+            kind: "templated" or "bare".
+            adapter: a domain's name, or ``base``.
+
+        Raises:
+            DataError, AdapterError, StorageError: as :meth:`extend`.
+        """
+        check_set(evaluated)
+        prompts = self._prompts(evaluated, kind)
+        pairs = [(adapter, i) for i in range(len(prompts))]
+        return _gather(self._score(evaluated, prompts, set(pairs)), pairs)
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _prompts(self, evaluated: EvalSet, kind: str) -> list[list[dict[str, str]]]:
@@ -132,16 +161,28 @@ class Evaluator:
         """Score (adapter, prompt) pairs: value and weight of each."""
         scorer = get_scorer(evaluated.scorer)
         pairs = sorted(wanted)
+        examples = evaluated.examples
         if scorer.needs == "loss":
-            losses = self._losses(evaluated, prompts, pairs)
+            rows = [
+                self._last_row(prompt, example)
+                for prompt, example in zip(prompts, examples, strict=True)
+            ]
+            losses = self._losses(evaluated.domain, rows, pairs)
             return {
                 pair: (scorer.score_loss(loss.sum_nll, loss.tokens), float(loss.tokens))
                 for pair, loss in losses.items()
             }
+        if scorer.needs == "choices":
+            choices = [scorer.choices(example) for example in examples]
+            likelihoods = self._choices(evaluated, prompts, choices, pairs)
+            return {
+                (adapter, i): (scorer.score_choices(sum_nll, examples[i]), 1.0)
+                for (adapter, i), sum_nll in likelihoods.items()
+            }
         texts = self._texts(evaluated, prompts, pairs)
         return {
             (adapter, i): (
-                scorer.score(text, evaluated.examples[i].completion, evaluated.examples[i].meta),
+                scorer.score(text, examples[i].completion, examples[i].meta),
                 1.0,
             )
             for (adapter, i), text in texts.items()
@@ -163,7 +204,13 @@ class Evaluator:
             (adapter, i): text_key(self._hash(adapter), encoded[i].input_ids, settings)
             for adapter, i in pairs
         }
-        missing = [pair for pair in pairs if not isinstance(self.cache.get(keys[pair]), CachedText)]
+        # By key: a prompt that stands twice is answered once.
+        unknown = {
+            keys[pair]: pair
+            for pair in reversed(pairs)
+            if not isinstance(self.cache.get(keys[pair]), CachedText)
+        }
+        missing = sorted(unknown.values())
         done = 0
         # One adapter at a time: the decision is known already, and a uniform batch is the fastest.
         for adapter in dict.fromkeys(adapter for adapter, _ in missing):
@@ -197,16 +244,33 @@ class Evaluator:
         batches = batches_by_length(lengths, tokens_per_batch=1 << 30, most=self.batch_size)
         return [[rows[position] for position in batch] for batch in batches]
 
-    def _losses(
+    def _choices(
         self,
         evaluated: EvalSet,
         prompts: Sequence[list[dict[str, str]]],
+        choices: Sequence[Sequence[str]],
         pairs: Sequence[tuple[str, int]],
+    ) -> dict[tuple[str, int], list[float]]:
+        """Sum the NLL of every choice of every pair's example as the answer to its prompt."""
+        rows: list[EncodedExample] = []
+        places: list[range] = []  # of each example's choices among the rows
+        for prompt, example, answers in zip(prompts, evaluated.examples, choices, strict=True):
+            places.append(range(len(rows), len(rows) + len(answers)))
+            for answer in answers:
+                turns = (*example.prompt, {"role": "assistant", "content": answer})
+                chosen = Example(turns, example.meta, example.source)
+                rows.append(_answer_alone(self._last_row(prompt, chosen)))
+        each = [(adapter, row) for adapter, i in pairs for row in places[i]]
+        losses = self._losses(evaluated.domain, rows, each)
+        return {
+            (adapter, i): [losses[(adapter, row)].sum_nll for row in places[i]]
+            for adapter, i in pairs
+        }
+
+    def _losses(
+        self, domain: str, rows: Sequence[EncodedExample], pairs: Sequence[tuple[str, int]]
     ) -> dict[tuple[str, int], CachedLoss]:
-        rows = [
-            self._last_row(prompt, example)
-            for prompt, example in zip(prompts, evaluated.examples, strict=True)
-        ]
+        """Return the loss of rows of a domain under adapters, by (adapter, place of the row)."""
         losses: dict[tuple[str, int], CachedLoss] = {}
         for adapter in dict.fromkeys(adapter for adapter, _ in pairs):
             indices = [i for name, i in pairs if name == adapter]
@@ -216,7 +280,12 @@ class Evaluator:
                 )
                 for i in indices
             }
-            missing = [i for i in indices if not isinstance(self.cache.get(keys[i]), CachedLoss)]
+            unknown = {  # by key: a row that stands twice runs once
+                keys[i]: i
+                for i in reversed(indices)
+                if not isinstance(self.cache.get(keys[i]), CachedLoss)
+            }
+            missing = sorted(unknown.values())
             lengths = [len(rows[i].input_ids) for i in missing]
             done = 0
             for batch in batches_by_length(lengths, most=self.batch_size):
@@ -224,10 +293,10 @@ class Evaluator:
                 for i, loss in zip(
                     chosen, self._forward([rows[i] for i in chosen], adapter), strict=True
                 ):
-                    self.cache.put(keys[i], loss, adapter=adapter, domain=evaluated.domain)
+                    self.cache.put(keys[i], loss, adapter=adapter, domain=domain)
                 self.cache.flush()
                 done += len(chosen)
-                self._report(f"{evaluated.domain} with {adapter}", done, len(missing))
+                self._report(f"{domain} with {adapter}", done, len(missing))
             for i in indices:
                 entry = self.cache.get(keys[i])
                 assert isinstance(entry, CachedLoss)
@@ -235,9 +304,11 @@ class Evaluator:
         return losses
 
     def _last_row(self, prompt: list[dict[str, str]], example: Example) -> EncodedExample:
+        base = self.model.base
+        if example.is_text:  # no prompt and answer; of one beyond the context, its beginning
+            return encode_example(example, base.tokenizer, base.template, base.context_length)[0]
         turns = (*prompt, {"role": "assistant", "content": example.completion})
         seen = Example(turns, example.meta, example.source)
-        base = self.model.base
         return encode_example(seen, base.tokenizer, base.template, base.context_length)[-1]
 
     def _forward(self, rows: Sequence[EncodedExample], adapter: str) -> list[CachedLoss]:
@@ -286,6 +357,17 @@ class Evaluator:
     def _report(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(what, done, total)
+
+
+def _answer_alone(row: EncodedExample) -> EncodedExample:
+    """Supervise the last answer only, without the token that ends it."""
+    labels = list(row.labels)
+    start = len(labels)
+    while start and labels[start - 1] != IGNORED:
+        start -= 1
+    labels[:start] = [IGNORED] * start
+    labels[-1] = IGNORED
+    return EncodedExample(row.input_ids, labels, row.source, row.truncated)
 
 
 def _first_supervised(row: EncodedExample) -> int:

@@ -17,6 +17,7 @@ from asr.errors import DirectoryError
 from asr.eval.evaluate import EvalSet, Evaluator
 from asr.eval.matrix import KINDS, EvalMatrix
 from asr.model.atomic import write_text
+from asr.model.background import read_background
 from asr.model.directory import ModelDirectory
 from asr.model.kept_prompts import read_kept
 from asr.model.manifest import Manifest
@@ -75,9 +76,12 @@ def complete_matrix(
     model = evaluator.model
     names = [evaluated.domain for evaluated in sets]
     domains = read_domains(model.directory, names, model.manifest.contract)
+    background = read_background(model.directory, model.manifest.contract)
     width = model.manifest.base.hidden_size
     for count in range(len(matrix.domains) + 1, len(names) + 1):
-        router = fit_router(domains[:count], routing, model.manifest.contract, width)
+        router = fit_router(
+            [*domains[:count], *background], routing, model.manifest.contract, width
+        )
         evaluator.extend(matrix, sets[:count], router)
 
 
@@ -141,6 +145,7 @@ def _basis(manifest: Manifest, sets: Sequence[EvalSet], routing: RouterSettings)
             "max_new_tokens": evaluated.max_new_tokens,
             "adapter": None if entry.adapter is None else entry.adapter.sha256,
             "statistics": None if entry.router is None else entry.router.sha256,
+            "background": manifest.background.sha256 if manifest.background else None,
             "routing": routing.to_dict(),
         }
         canonical = json.dumps(parts, sort_keys=True, default=str)

@@ -6,10 +6,13 @@ in ``asr/eval/scorers/__init__.py`` that imports it. The registry knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from asr.errors import ConfigError, unknown
+from asr.errors import ConfigError, DataError, unknown
+
+if TYPE_CHECKING:
+    from asr.data.formats import Example
 
 
 class TextScorer(Protocol):
@@ -48,10 +51,42 @@ class LossScorer(Protocol):
         ...
 
 
-Scorer = TextScorer | LossScorer
-"""Either kind; ``scorer.needs`` tells which, and narrows the type."""
+class ChoiceScorer(Protocol):
+    """Scores an example from the likelihoods of several answers; nothing is generated.
 
-ScorerClass = TypeVar("ScorerClass", bound=type[TextScorer] | type[LossScorer])
+    Attributes:
+        name: what configs and the command line call it.
+        needs: ``"choices"``: the evaluator runs the answers of :meth:`choices` through the model,
+            then calls :meth:`score_choices`.
+        higher_is_better: direction of the score.
+    """
+
+    name: str
+    needs: Literal["choices"]
+    higher_is_better: bool
+
+    def choices(self, example: Example) -> Sequence[str]:
+        """Return the answers to compare, at least one."""
+        ...
+
+    def score_choices(self, sum_nll: Sequence[float], example: Example) -> float:
+        """Return the score from the summed NLL (nats) of each answer, its end not counted."""
+        ...
+
+
+@runtime_checkable
+class Requires(Protocol):
+    """What a scorer of any kind has besides, if it cannot score every example."""
+
+    def requires(self, example: Example) -> None:
+        """Raise a DataError that names the example's source where it cannot be scored."""
+        ...
+
+
+Scorer = TextScorer | LossScorer | ChoiceScorer
+"""Any kind; ``scorer.needs`` tells which, and narrows the type."""
+
+ScorerClass = TypeVar("ScorerClass", bound=type[TextScorer] | type[LossScorer] | type[ChoiceScorer])
 
 _SCORERS: dict[str, Scorer] = {}
 
@@ -88,3 +123,44 @@ def get_scorer(name: str) -> Scorer:
 def scorer_names() -> list[str]:
     """Return the names of all scorers, sorted."""
     return sorted(_SCORERS)
+
+
+def check_examples(
+    name: str, examples: Iterable[Example], domain: str, limit_errors: int = 20
+) -> None:
+    """Refuse examples that the scorer called ``name`` cannot score, before anything is trained.
+
+    Args:
+        name: of the scorer.
+        examples: what it is to score.
+        domain: whose examples these are, for the message.
+        limit_errors: how many of them the error lists; all are counted.
+
+    Raises:
+        ConfigError: if there is no such scorer.
+        DataError: one summary line, then one line per example that cannot be scored.
+    """
+    scorer = get_scorer(name)
+    problems = []
+    count = 0
+    for example in examples:
+        count += 1
+        try:
+            if example.is_text and scorer.needs != "loss":
+                raise DataError(
+                    f"{example.source}: scorer '{name}' found a plain text, expected a prompt and "
+                    "an answer; a plain text can be scored by 'loss'"
+                )
+            if isinstance(scorer, Requires):
+                scorer.requires(example)
+        except DataError as error:
+            problems.append(str(error))
+    if not problems:
+        return
+    first = f" (the first {limit_errors})" if len(problems) > limit_errors else ""
+    noun = "example" if count == 1 else "examples"
+    summary = (
+        f"{domain}: scorer '{name}' cannot score {len(problems)} of {count} {noun}; mend them, or "
+        f"choose another scorer{first}:"
+    )
+    raise DataError("\n".join([summary, *problems[:limit_errors]]))

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asr.data.hub import is_there
 from asr.data.load import load_examples
 from asr.errors import DataError, DirectoryError, unknown
 from asr.eval.cache import EvalCache
-from asr.eval.evaluate import EvalSet, Evaluator, Progress
+from asr.eval.evaluate import EvalSet, Evaluator, Progress, check_set
 from asr.eval.history import complete_matrix, eval_set
 from asr.eval.matrix import EvalMatrix
 from asr.model.atomic import write_bytes, write_text
@@ -92,7 +93,7 @@ def files_to_score(manifest: Manifest, given: Mapping[str, Path]) -> dict[str, P
         recorded = manifest.domains[name].test
         if name in given:
             files[name] = given[name]
-        elif recorded is None or not Path(recorded).is_file():
+        elif recorded is None or not is_there(recorded):
             gone = "" if recorded is None else f" ({recorded} does not exist any more)"
             missing.append(f"'{name}'{gone}")
         else:
@@ -114,7 +115,7 @@ def load_sets(
         max_examples: most examples per domain, drawn by the model's seed; None for all.
 
     Raises:
-        DataError: a file, or rows of it, cannot be used.
+        DataError: a file, or rows of it, cannot be used, or lack what the scorer needs.
     """
     sets = []
     for name, path in files.items():
@@ -127,6 +128,7 @@ def load_sets(
             seed=manifest.seed,
         )
         sets.append(eval_set(manifest, name, loaded.examples, LONGEST_ANSWER))
+        check_set(sets[-1])
     return sets
 
 

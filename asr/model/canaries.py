@@ -49,13 +49,19 @@ class CanaryReport:
     typical_margin: float | None
     matters: bool
 
-    def warning(self, dtype: str) -> str:
-        """One line for people; ``dtype`` is the training's."""
+    def warning(self, dtype: str, quantisation: str | None = None) -> str:
+        """One line for people.
+
+        Args:
+            dtype: the training's.
+            quantisation: the training's, if this load's is another (``none`` for none).
+        """
         margin = self.typical_margin
         against = "" if margin is None else f" (typical margin {margin:.3f})"
         return (
             f"warning: features moved by {self.relative_shift:.1%} since training, scores by up to "
-            f"{self.score_shift:.3f}{against}; load with dtype={dtype} to get the training's "
+            f"{self.score_shift:.3f}{against}; load with dtype={dtype}"
+            f"{f' and quantisation={quantisation}' if quantisation else ''} to get the training's "
             "decisions"
         )
 

@@ -4,9 +4,10 @@
 MODEL/
   manifest.json  chat_template.jinja  tokenizer*
   adapters/<domain>/     plain PEFT; later versions beside it as <domain>.v2, ...
-  router/<domain>.safetensors  router/router.safetensors
+  router/<domain>.safetensors  router/_background.safetensors  router/router.safetensors
   eval/<domain>.jsonl  eval/...
   checkpoints/<domain>/
+  logs/<domain>/
 ```
 
 Paths of a domain are made from checked names only, so no name can lead out of the directory.
@@ -34,6 +35,7 @@ OWN_ENTRIES = (
     "router",
     "eval",
     "checkpoints",
+    "logs",
     "chat_template.jinja",
     "*.tiktoken",
     "*sentencepiece*.model",
@@ -88,6 +90,11 @@ class ModelDirectory:
     def router(self) -> Path:
         """``router/router.safetensors``: weights, thresholds, feature map; derived."""
         return self.router_folder / "router.safetensors"
+
+    @property
+    def background(self) -> Path:
+        """``router/_background.safetensors``: statistics of the prompts of no domain."""
+        return self.router_folder / "_background.safetensors"
 
     @property
     def eval(self) -> Path:
@@ -169,6 +176,29 @@ class ModelDirectory:
         """
         return self.checkpoints / check_domain_name(domain)
 
+    def logs(self, domain: str) -> Path:
+        """``logs/<domain>/``: what a tracker of training wrote; absent without one.
+
+        Raises:
+            ConfigError: ``domain`` is not a valid name.
+        """
+        return self.path / "logs" / check_domain_name(domain)
+
+    def coming(self, path: Path) -> Path:
+        """Where a replacement of a file waits until the ledger names it: ``name.next.suffix``.
+
+        No domain name holds a '.', so it cannot be another domain's file.
+        """
+        return path.with_name(f"{path.stem}.next{path.suffix}")
+
+    def current(self, path: Path, manifest: Manifest) -> Path:
+        """Where to read a replaceable file: its replacement once the ledger has switched to it.
+
+        See :mod:`asr.model.switch`; at all other times it is ``path``.
+        """
+        coming = self.coming(path)
+        return coming if manifest.switching is not None and coming.exists() else path
+
     def lock(self) -> DirectoryLock:
         """Return the (not yet taken) lock of this directory."""
         return DirectoryLock(self.path)
@@ -246,7 +276,8 @@ class ModelDirectory:
         """
         problems: list[str] = []
         for name, entry in manifest.domains.items():
-            for path, recorded in self._published(name, entry):
+            for final, recorded in self._published(name, entry):
+                path = self.current(final, manifest)
                 if not path.is_file():
                     problems.append(
                         f"domain '{name}': {path.relative_to(self.path)} is missing; restore it "

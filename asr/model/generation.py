@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from asr.base.split import PrefixState
@@ -30,8 +31,12 @@ def decode(
     first_logits: Callable[[], Tensor],
     generation_config: GenerationConfig,
     streamer: Any = None,
+    keep_rows: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Generate from a prefix, greedily or by sampling.
+
+    Rows that have ended leave the batch when a quarter of it has: one long answer then costs a
+    batch of one, not of all.
 
     Args:
         model: the causal LM; the caller has made the rows' adapters active.
@@ -39,6 +44,8 @@ def decode(
         first_logits: runs the suffix; returns (b, 1, v) and leaves ``state.cache`` complete.
         generation_config: length, sampling, penalties and end tokens.
         streamer: a transformers streamer (batch of one), or None; it gets the prompt first.
+        keep_rows: told which rows of the running batch stay when others leave it; without it none
+            does.
 
     Returns:
         New token ids per row, cut after the first end token (which is included).
@@ -65,6 +72,7 @@ def decode(
             bool(generation_config.do_sample),
             int(generation_config.pad_token_id or 0),
             streamer,
+            keep_rows,
         )
 
     if streamer is not None:
@@ -112,6 +120,9 @@ def generation_settings(defaults: Mapping[str, Any], fields: Mapping[str, Any]) 
     return config
 
 
+_COMPACT_AT = 0.75
+"""Share of the batch's rows still running at which the others leave it."""
+
 _SMALLEST = 1e-4
 _RANGES = {
     "temperature": (_SMALLEST, math.inf),
@@ -156,12 +167,18 @@ def _loop(
     do_sample: bool,
     pad_token_id: int,
     streamer: Any,
+    keep_rows: Callable[[list[int]], None] | None,
 ) -> Tensor:
     sequences: Any = state.input_ids
     mask = state.attention_mask
     position = mask.sum(dim=1, keepdim=True)  # (b, 1): position of the next token
     unfinished = torch.ones(len(sequences), dtype=torch.bool, device=sequences.device)
+    rows = torch.arange(len(sequences), device=sequences.device)  # of the batch as it was given
+    ended: dict[int, Tensor] = {}
     logits = first_logits()[:, -1]
+    layers = getattr(state.cache, "layers", [None])
+    if not all(hasattr(layer, "batch_select_indices") for layer in layers):
+        keep_rows = None  # recurrent states have no rows to select
     while True:
         # float32 before the processors, as transformers does: temperatures in bfloat16 are coarse
         scores = processors(sequences, logits.float())
@@ -174,9 +191,19 @@ def _loop(
         if streamer is not None:
             streamer.put(token.cpu())
         unfinished &= ~criteria(sequences, scores)
-        if not unfinished.any():
+        left = int(unfinished.sum())
+        if left == 0:
             break
         mask = torch.cat([mask, torch.ones_like(token)[:, None]], dim=1)
+        if keep_rows is not None and left <= _COMPACT_AT * len(rows):
+            for place in (~unfinished).nonzero().squeeze(1).tolist():
+                ended[int(rows[place])] = sequences[place]
+            staying = unfinished.nonzero().squeeze(1)
+            state.cache.batch_select_indices(staying)
+            keep_rows(staying.tolist())
+            sequences, mask, position, token, rows, unfinished = (
+                tensor[staying] for tensor in (sequences, mask, position, token, rows, unfinished)
+            )
         logits = model(
             input_ids=token[:, None],
             attention_mask=mask,
@@ -187,5 +214,11 @@ def _loop(
         position = position + 1
     if streamer is not None:
         streamer.end()
-    result: Tensor = sequences
-    return result
+    ended.update(zip(rows.tolist(), sequences, strict=True))
+    length = sequences.shape[1]
+    return torch.stack(
+        [
+            functional.pad(ended[i], (0, length - len(ended[i])), value=pad_token_id)
+            for i in sorted(ended)
+        ]
+    )

@@ -139,8 +139,47 @@ class RouterEntry(BaseModel):
     prompts: Count
 
 
+class ExtensionEntry(BaseModel):
+    """More data for a domain: a new version of its adapter, and more prompts for the router.
+
+    ``status``: training (checkpoints may exist), trained (the adapter is published beside the one
+    in use), switched (the new version is in use), done (scored). ``replaced`` is the adapter that
+    was in use before; its files stay.
+    """
+
+    model_config = _STRICT
+
+    status: Literal["training", "trained", "switched", "done"] = "training"
+    version: int = Field(ge=2)
+    data: DataEntry
+    training: dict[str, Json] = Field(
+        default_factory=dict, description="Everything that determines the result."
+    )
+    started_from: Sha256 | None = Field(
+        default=None, description="Hash of the adapter it began as a copy of; null: from scratch."
+    )
+    adapter: AdapterEntry | None = None
+    replaced: AdapterEntry | None = None
+    prompts: Count | None = Field(default=None, description="Prompts added to the statistics.")
+    timings: dict[str, float] = Field(default_factory=dict, description="Seconds per step.")
+    tokens_per_second: float | None = None
+    world_size: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _recorded(self) -> Self:
+        if self.status != "training" and self.adapter is None:
+            raise ValueError(f"status is '{self.status}' but no adapter is recorded")
+        if self.status in {"switched", "done"} and self.replaced is None:
+            raise ValueError(f"status is '{self.status}' but no replaced adapter is recorded")
+        return self
+
+
 class DomainEntry(BaseModel):
-    """One domain of the ledger."""
+    """One domain of the ledger.
+
+    ``data``, ``training`` and ``timings`` are of its first training: what a config is compared
+    with. What it was trained on since stands in ``extensions``.
+    """
 
     model_config = _STRICT
 
@@ -164,10 +203,30 @@ class DomainEntry(BaseModel):
     tokens_per_second: float | None = None
     world_size: int = Field(default=1, ge=1)
     parent: str | None = Field(default=None, description="Domain the adapter started from.")
+    parent_sha256: Sha256 | None = Field(
+        default=None, description="Hash of the adapter that it started from."
+    )
     adapter_versions: int = Field(default=1, ge=1, description="Adapter versions made so far.")
+    extensions: list[ExtensionEntry] = Field(
+        default_factory=list, description="Trainings on more data, oldest first."
+    )
+
+    @property
+    def versions(self) -> list[AdapterEntry]:
+        """The adapters that were ever in use, oldest first; the last one is in use."""
+        earlier = [made.replaced for made in self.extensions if made.replaced is not None]
+        return [*earlier, *([] if self.adapter is None else [self.adapter])]
+
+    @property
+    def unfinished_extension(self) -> ExtensionEntry | None:
+        """The extension that is under way; only the last one can be."""
+        last = self.extensions[-1] if self.extensions else None
+        return None if last is None or last.status == "done" else last
 
     @model_validator(mode="after")
     def _published(self) -> Self:
+        if self.extensions and self.status != "done":
+            raise ValueError(f"status is '{self.status}' but extensions are recorded")
         if self.status in {"trained", "routed", "done"} and self.adapter is None:
             raise ValueError(f"status is '{self.status}' but no adapter is recorded")
         if self.status in {"routed", "done"} and self.router is None:
@@ -178,6 +237,16 @@ class DomainEntry(BaseModel):
                 f"{self.adapter_versions}"
             )
         return self
+
+
+class BackgroundEntry(BaseModel):
+    """The background class of the router: prompts that the base itself wrote."""
+
+    model_config = _STRICT
+
+    sha256: Sha256 = Field(description="Of its file.")
+    samples: int = Field(ge=1, description="Prompts asked for.")
+    prompts: Count = Field(description="Prompts in its statistics.")
 
 
 def _now() -> str:
@@ -197,11 +266,17 @@ class Manifest(BaseModel):
     contract_hash: str = ""
     numeric: NumericContract
     router: dict[str, Json] = Field(default_factory=dict, description="Solve settings.")
+    background: BackgroundEntry | None = Field(
+        default=None, description="Prompts of no domain, in the router; none: without."
+    )
     seed: int = 0
     keep_eval: bool = True
     two_pass: bool = Field(default=False, description="The base cannot be split, or was not.")
     config: dict[str, Json] = Field(
         default_factory=dict, description="Effective settings of the last run; paths absolute."
+    )
+    switching: str | None = Field(
+        default=None, description="Domain whose new version is being moved into place."
     )
     domains: dict[DomainName, DomainEntry] = Field(default_factory=dict)
 
@@ -279,6 +354,8 @@ class Manifest(BaseModel):
             del entry["timings"], entry["tokens_per_second"], entry["test"]
             if entry["data"] is not None:
                 del entry["data"]["path"]
+            for extension in entry["extensions"]:
+                del extension["timings"], extension["tokens_per_second"], extension["data"]["path"]
         return tree
 
     def save(self, directory: Path) -> None:

@@ -50,7 +50,7 @@ def open_directory(path: str | Path) -> OpenedDirectory:
     problems = directory.verify(manifest)
     if problems:
         raise AdapterError(problems[0])
-    stored = load_router(directory.router, manifest.contract.hash)
+    stored = load_router(directory.current(directory.router, manifest), manifest.contract.hash)
     strangers = [name for name in stored.router.names if name not in manifest.routed]
     if strangers:
         raise RouterError(

@@ -7,7 +7,7 @@ different adapters or to the base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,8 @@ import torch
 from transformers import GenerationConfig
 
 from asr.adapters import AdapterBank
-from asr.base.load import LoadedBase, Quantisation, Say, load_base
+from asr.base.load import LoadedBase, Say, load_base
+from asr.base.quantisation import QUANTISATIONS, UseQuantisation
 from asr.base.split import PrefixState
 from asr.base.whole import WholeForward
 from asr.data.prompt import EncodedPrompt, encode_prompt
@@ -69,7 +70,7 @@ class RoutedModel:
         base: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        quantisation: Quantisation | None = None,
+        quantisation: UseQuantisation | None = None,
         trust_remote_code: bool = False,
         say: Say = _silent,
     ) -> Self:
@@ -80,7 +81,8 @@ class RoutedModel:
             base: where the base is, if it is not where training found it.
             device: see :func:`asr.base.load.load_base`.
             dtype: see there.
-            quantisation: see there.
+            quantisation: ``int8``, ``nf4``, or ``none`` for the base as its checkpoint is; None: as
+                the adapters were trained.
             trust_remote_code: see there.
             say: receives choices and warnings, one line each.
 
@@ -94,11 +96,13 @@ class RoutedModel:
         """
         opened = open_directory(path)
         manifest, stored = opened.manifest, opened.router
+        kind = quantisation or manifest.numeric.quantisation
         loaded = load_base(
             base or manifest.base.name,
             device=device,
             dtype=dtype,
-            quantisation=quantisation,
+            # what the checkpoint arrived in needs no asking for
+            quantisation=kind if kind in QUANTISATIONS else None,
             template_text=opened.template_text,
             trust_remote_code=trust_remote_code,
             say=say,
@@ -108,7 +112,9 @@ class RoutedModel:
         if TENSOR in stored.extra_tensors:
             report = model.canaries(stored.extra_tensors[TENSOR])
             if report.matters:
-                say(report.warning(manifest.numeric.dtype))
+                trained = manifest.numeric.quantisation
+                other = (trained or "none") if trained != loaded.quantisation else None
+                say(report.warning(manifest.numeric.dtype, other))
         return model
 
     @property
@@ -238,8 +244,10 @@ class RoutedModel:
         return decisions[0], adapters[0], pieces
 
     @contextmanager
-    def applied(self, adapters: Sequence[str]) -> Iterator[None]:
+    def applied(self, adapters: Sequence[str]) -> Iterator[Callable[[list[int]], None]]:
         """Within the block, row ``i`` of every forward pass runs with ``adapters[i]``.
+
+        Yields a function to call with the rows that stay when others leave the batch.
 
         Args:
             adapters: domains' names or ``base``.
@@ -248,8 +256,8 @@ class RoutedModel:
             AdapterError: a name is unknown, or its file does not fit.
         """
         self._make_resident(adapters)
-        with self.bank.rows([None if name == BASE else name for name in adapters]):
-            yield
+        with self.bank.rows([None if name == BASE else name for name in adapters]) as keep_rows:
+            yield keep_rows
 
     def close(self) -> None:
         """Take all adapters off; the base's own modules are back in place."""
@@ -354,8 +362,15 @@ class RoutedModel:
         part = state
         if len(rows) < len(state.input_ids):
             part = state.select(torch.tensor(rows, device=state.input_ids.device))
-        with self.applied(names):
-            return decode(self.base.model, part, lambda: forward.suffix(part, 1), config, streamer)
+        with self.applied(names) as keep_rows:
+            return decode(
+                self.base.model,
+                part,
+                lambda: forward.suffix(part, 1),
+                config,
+                streamer,
+                keep_rows,
+            )
 
     def _passes(self, name: str) -> str:
         return "one" if name == BASE else self.manifest.domains[name].passes

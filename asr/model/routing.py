@@ -7,6 +7,8 @@ is derived from the files of the domains that are kept, without text and without
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,7 @@ def fit_domain(
     forward: Forward,
     contract: FeatureContract,
     progress: Callable[[int], None] | None = None,
+    kind: Literal["domain", "background"] = "domain",
 ) -> RoutingDomain:
     """Embed a domain's training prompts and sum them up.
 
@@ -89,6 +92,7 @@ def fit_domain(
         forward: its split forward.
         contract: the feature contract.
         progress: called with the number of prompt views done.
+        kind: ``background`` for a class that is never a route.
 
     Raises:
         DataError: a prompt cannot be encoded.
@@ -106,20 +110,23 @@ def fit_domain(
     states = pooled(cut.kept)
     count, views, width = states.shape
     features = mapped(states.reshape(count * views, width)).reshape(count, views, -1)
-    statistics = DomainStatistics(mapped.dimension).update(features)
+    statistics = DomainStatistics(mapped.dimension, kind=kind).update(features)
     return RoutingDomain(name, statistics, CalibrationBlock(pooled(cut.held_out), contract.views))
 
 
 def store_domain(
-    directory: ModelDirectory, domain: RoutingDomain, contract: FeatureContract
+    directory: ModelDirectory,
+    domain: RoutingDomain,
+    contract: FeatureContract,
+    path: Path | None = None,
 ) -> None:
-    """Write the domain's file atomically.
+    """Write the domain's file atomically, to ``path`` if given.
 
     Raises:
         StorageError: the file system refused.
     """
     save_domain(
-        directory.router_statistics(domain.name),
+        path or directory.router_statistics(domain.name),
         domain.name,
         domain.statistics,
         domain.calibration,
@@ -163,14 +170,15 @@ def store_router(
     router: Router,
     contract: FeatureContract,
     canaries: NDArray[np.float32],
+    path: Path | None = None,
 ) -> None:
-    """Write the derived router with the canaries' features atomically.
+    """Write the derived router with the canaries' features atomically, to ``path`` if given.
 
     Raises:
         StorageError: the file system refused.
     """
     save_router(
-        directory.router,
+        path or directory.router,
         router,
         contract.hash,
         extra_tensors={TENSOR: canaries},

@@ -19,7 +19,7 @@ SOLVERS = ("direct", "rls")
 DEFAULT_ABSOLUTE_RIDGE = 1.0
 
 #: Share of known prompts that may be sent to the base.
-DEFAULT_ABSTAIN = 0.02
+DEFAULT_ABSTAIN = 0.01
 
 #: Beyond this a router rejects every other known prompt: a mistake, not a setting.
 LARGEST_ABSTAIN = 0.5
@@ -76,7 +76,7 @@ class RouterSettings:
         if not 0 <= self.abstain <= LARGEST_ABSTAIN:
             raise RouterError(
                 f"router.abstain is {self.abstain}; it is a share of known prompts in 0 ... 0.5"
-                " (0 never abstains, 0.02 is the default)"
+                " (0 never abstains, 0.01 is the default)"
             )
         if self.domain_weights is not None:
             for domain, weight in self.domain_weights.items():

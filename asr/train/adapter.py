@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,25 @@ from transformers import (
     TrainingArguments,
 )
 
-from asr.adapters import LoraSettings, Placement, attach_for_training, detach
+from asr.adapters import LoraSettings, Placement, attach_for_training, detach, load_initial
+from asr.adapters.lora import TRAINING_NAME
 from asr.base.load import LoadedBase
 from asr.base.quiet import quiet_libraries
 from asr.base.split import accepts_logits_to_keep
 from asr.data.encode import EncodedExample
-from asr.errors import AsrError, ConfigError, StorageError
+from asr.errors import AdapterError, AsrError, ConfigError, StorageError
 from asr.model.atomic import storage_errors
-from asr.train.checkpoints import MarkComplete, latest_complete
+from asr.train.checkpoints import (
+    TRAINER_STATE,
+    MarkComplete,
+    checkpoint_step,
+    latest_complete,
+    load_checkpoint_adapter,
+)
 from asr.train.interrupt import StopOnInterrupt
+from asr.train.recompute import FrozenInputs, recompute_arguments, stop_recomputing
+from asr.train.reporting import check_trackers, tracker_folder
+from asr.train.sampling import LengthGroupingTrainer
 from asr.train.supervised import SupervisedCollator, supervised_loss
 
 Progress = Callable[[int, int, float | None], None]
@@ -47,7 +58,9 @@ Progress = Callable[[int, int, float | None], None]
 class TrainingSettings:
     """Everything about the optimisation that determines the result; all values resolved.
 
-    ``batch_size`` is over all processes. Recorded in the manifest as it is.
+    ``batch_size`` is over all processes. The training rows hold every example once per view of
+    ``views``; an epoch shows each example once, in one of them, so that the views share the epochs.
+    Recorded in the manifest as it is.
     """
 
     epochs: int
@@ -60,10 +73,17 @@ class TrainingSettings:
     max_grad_norm: float | None
     gradient_checkpointing: bool
     max_steps: int | None
+    views: tuple[str, ...] = ("templated",)
+    group_by_length: bool = False
+
+    @property
+    def passes(self) -> float:
+        """Passes over the training rows: an epoch shows one view of each example."""
+        return self.epochs / len(self.views)
 
     def steps(self, rows: int) -> int:
-        """Optimizer steps on so many training rows; the last batch of an epoch may be smaller."""
-        steps = math.ceil(rows / self.batch_size) * self.epochs
+        """Optimizer steps on so many training rows; the last batch of a pass may be smaller."""
+        steps = math.ceil(math.ceil(rows / self.batch_size) * self.passes)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
@@ -109,22 +129,29 @@ def train_adapter(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    initial: Path | None = None,
+    report_to: Sequence[str] = (),
+    logs: Path | None = None,
 ) -> tuple[PeftModel, TrainingResult]:
-    """Train a fresh adapter on ``rows``, going on from a checkpoint if there is one.
+    """Train a new adapter on ``rows``, going on from a checkpoint if there is one.
 
     Args:
         base: the loaded base; on return its modules carry the trained adapter, until the caller
             detaches it.
         rows: encoded training rows.
         placement: where the adapter sits.
-        lora: rank, alpha, dropout.
+        lora: rank, alpha, dropout, variant.
         settings: optimisation.
         seed: seed of initialisation, order and dropout.
         checkpoints: folder of this domain's checkpoints.
         save_steps: steps between them.
         progress: called after every step, on the main process.
-        announce: told when a Ctrl-C was heard.
+        announce: told when a Ctrl-C was heard, and of a rank that doubles.
         callbacks: further Trainer callbacks.
+        initial: folder of a saved adapter of the same placement and rank, from whose tensors the
+            new one starts; not read where a checkpoint is there.
+        report_to: experiment trackers (:data:`asr.train.reporting.TRACKERS`).
+        logs: folder for trackers that write files.
 
     Returns:
         The PEFT model with the trained adapter, and what was measured. Several processes share each
@@ -133,13 +160,20 @@ def train_adapter(
         process has some (accelerate's ``even_batches``).
 
     Raises:
-        ConfigError: the batch does not divide over the processes.
+        ConfigError: the batch does not divide over the processes; a tracker is not installed.
         StorageError: the disk is full or not writable.
-        AdapterError: PEFT attached something else than asked for.
+        AdapterError: PEFT attached something else than asked for; ``initial`` cannot be read, or
+            has another placement or rank; the variant is refused.
         KeyboardInterrupt: Ctrl-C; a checkpoint of the last step is on disk.
     """
     transformers.set_seed(seed)
-    args = _arguments(base, settings, len(rows), seed, checkpoints, save_steps)
+    check_trackers(report_to)
+    if initial is not None and lora.init_lora_weights is not True:
+        raise AdapterError(
+            f"an adapter starts from a saved one ({initial}) or by init_lora_weights "
+            f"{lora.init_lora_weights}, not both; leave one out"
+        )
+    args = _arguments(base, settings, len(rows), seed, checkpoints, save_steps, report_to)
     # Without a launcher one accelerator trains, as documented: the Trainer would otherwise put the
     # model on all that it sees (DataParallel), with a batch that many times as large.
     args._n_gpu = min(args.n_gpu, 1)
@@ -149,14 +183,30 @@ def train_adapter(
             f"processes; use a multiple of {args.world_size}"
         )
     args.per_device_train_batch_size = settings.batch_size // args.world_size
+    if announce is not None and lora.saved_rank != lora.rank:
+        announce(
+            f"{lora.init_lora_weights}: trains over a rewritten base, which is given back; the "
+            f"adapter is saved as plain LoRA of rank {lora.saved_rank}, twice {lora.rank}"
+        )
     with quiet_libraries():
         model = attach_for_training(base.model, placement, lora, base.name, seed)
+    cached = base.model.config.use_cache
     try:
         interrupt = StopOnInterrupt(announce)
-        result = _run(base, model, args, rows, progress, interrupt, callbacks)
+        if settings.gradient_checkpointing:
+            callbacks = [FrozenInputs(), *callbacks]
+        trainer = LengthGroupingTrainer if settings.group_by_length else Trainer
+        with tracker_folder(logs), _no_lookups(model):
+            result = _run(
+                base, model, args, settings, rows, trainer, progress, interrupt, callbacks, initial
+            )
     except BaseException:
         detach(model)
         raise
+    finally:
+        base.model.config.use_cache = cached  # the Trainer turns it off
+        if settings.gradient_checkpointing:
+            stop_recomputing(model)
     return model, result
 
 
@@ -164,15 +214,21 @@ def _run(
     base: LoadedBase,
     model: PeftModel,
     args: TrainingArguments,
+    settings: TrainingSettings,
     rows: Sequence[EncodedExample],
+    kind: type[Trainer],
     progress: Progress | None,
     interrupt: StopOnInterrupt,
     callbacks: Sequence[TrainerCallback],
+    initial: Path | None,
 ) -> TrainingResult:
     checkpoints = Path(str(args.output_dir))
     watch = _Watch(progress)
+    start = latest_complete(checkpoints, remove_torn=args.should_save)
+    if initial is not None and start is None:
+        load_initial(model, initial, base_fingerprint=base.fingerprint)
     with storage_errors(checkpoints):  # it makes the folder
-        trainer = Trainer(
+        trainer = kind(
             model=model,
             args=args,
             train_dataset=list(rows),
@@ -183,7 +239,11 @@ def _run(
             callbacks=[MarkComplete(), interrupt, watch, *callbacks],
         )
     trainer.remove_callback(PrinterCallback)
-    start = latest_complete(checkpoints, remove_torn=args.should_save)
+    if start is not None and checkpoint_step(start) >= settings.steps(len(rows)):
+        # The Trainer would take one more step where the last pass over the rows is a part of one.
+        load_checkpoint_adapter(model, start)
+        watch.resume(TrainerState.load_from_json(str(start / TRAINER_STATE)))
+        return TrainingResult(checkpoint_step(start), watch.recent_loss, 0.0, 0)
     began = time.perf_counter()
     # PEFT would cast every input to float32 first, and autocast back again.
     casting = disable_input_dtype_casting(model, active=base.dtype is not torch.float32)
@@ -205,13 +265,14 @@ def _arguments(
     seed: int,
     checkpoints: Path,
     save_steps: int,
+    report_to: Sequence[str],
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),
         seed=seed,
         data_seed=seed,
         use_cpu=base.device.type == "cpu",
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.passes,
         # the Trainer would repeat the data to reach max_steps; here it only ends a run early
         max_steps=-1 if settings.max_steps is None else settings.steps(rows),
         per_device_train_batch_size=settings.batch_size,
@@ -220,7 +281,7 @@ def _arguments(
         warmup_steps=settings.warmup,  # below 1 it is a share of all steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm or 0.0,
-        **_checkpointing(settings.gradient_checkpointing),
+        **recompute_arguments(settings.gradient_checkpointing),
         save_strategy="steps",
         save_steps=save_steps,
         save_total_limit=2,  # the one being written and the one before it
@@ -232,7 +293,8 @@ def _arguments(
         bf16=base.dtype is torch.bfloat16,
         fp16=base.dtype is torch.float16,
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(report_to) or "none",
+        run_name=checkpoints.name,
         remove_unused_columns=False,
         dataloader_pin_memory=base.device.type == "cuda",
         label_names=["labels"],
@@ -240,16 +302,16 @@ def _arguments(
     )
 
 
-def _checkpointing(wanted: bool) -> dict[str, Any]:
-    """Trainer arguments for activation checkpointing; their names changed within transformers 5."""
-    if not wanted:
-        return {}
-    known = {field.name for field in fields(TrainingArguments)}
-    name = "activation" if "activation_checkpointing" in known else "gradient"
-    return {
-        f"{name}_checkpointing": True,
-        f"{name}_checkpointing_kwargs": {"use_reentrant": False},
-    }
+@contextmanager
+def _no_lookups(model: PeftModel) -> Iterator[None]:
+    """Keep PEFT from asking the hub for a base of that name whenever a checkpoint is saved."""
+    config = model.peft_config[TRAINING_NAME]
+    name = config.base_model_name_or_path
+    config.base_model_name_or_path = None
+    try:
+        yield
+    finally:
+        config.base_model_name_or_path = name
 
 
 class _Watch(TrainerCallback):
@@ -271,6 +333,10 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take over the losses that a resumed state carries."""
+        self.resume(state)
+
+    def resume(self, state: TrainerState) -> None:
+        """Take over the losses of ``state``."""
         self.total = state.max_steps
         self.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
 

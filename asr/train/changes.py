@@ -43,6 +43,7 @@ class RunPlan:
     contract: FeatureContract
     seed: int
     domains: Sequence[DomainPlan]
+    quantisation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def _common_changes(manifest: Manifest, plan: RunPlan) -> list[str]:
         )
     if manifest.seed != plan.seed:
         changes.append(_change("seed", manifest.seed, plan.seed))
+    if manifest.numeric.quantisation != plan.quantisation:
+        changes.append(_change("quantisation", manifest.numeric.quantisation, plan.quantisation))
     found = manifest.contract.difference(plan.contract)
     # The base's fingerprint is in the contract too; said once is enough.
     if found is not None and not (found[0] == "base_fingerprint" and changes):

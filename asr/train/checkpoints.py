@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from asr.errors import StorageError
 from asr.model.atomic import storage_errors, write_json
 
 MARKER = "asr_complete.json"
+TRAINER_STATE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -50,6 +56,35 @@ def _to_disk(folder: Path) -> None:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step of a checkpoint folder, by its name.
+
+    Raises:
+        ValueError: another name.
+    """
+    match = _FOLDER.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"'{checkpoint.name}' is no checkpoint's folder")
+    return int(match[1])
+
+
+def load_checkpoint_adapter(model: PeftModel, checkpoint: Path) -> None:
+    """Overwrite the adapter of ``model`` with the checkpoint's.
+
+    Raises:
+        StorageError: the file cannot be read, or does not hold the model's adapter.
+    """
+    path = checkpoint / SAFETENSORS_WEIGHTS_NAME
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot read {path}: {error}; delete {checkpoint}") from error
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if set(tensors) != wanted:
+        raise StorageError(f"{path} holds another adapter; delete {checkpoint}")
+    set_peft_model_state_dict(model, tensors)
 
 
 def latest_complete(folder: Path, remove_torn: bool = True) -> Path | None:

@@ -12,15 +12,22 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from asr.data.views import VIEWS
+from asr.errors import unknown
+from asr.eval import scorer_names
 from asr.model.manifest import DomainName
+from asr.train.reporting import TRACKERS
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 PLACEMENTS = ("deep", "all")
 """Placements by name. Beside them, ``{modules: [full module names]}``."""
 
-SCORERS = ("exact", "label", "number", "loss")
-"""Scorers of the first release; a caller with more passes them to ``load_config``."""
+INITIALISATIONS = ("none", "nearest")
+"""What an adapter may start from, beside an earlier domain by its name."""
+
+SCORERS = tuple(scorer_names())
+"""Registered scorers; a caller with more passes them to ``load_config``."""
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -54,7 +61,38 @@ def _placement(value: object) -> object:
     raise ValueError("'deep', 'all' or {modules: [full module names]}")
 
 
+def _views(value: object) -> object:
+    """Check by hand: a list of known views, none twice."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        for name in value:
+            if name not in VIEWS:
+                raise ValueError(unknown("view", name, VIEWS))
+        if len(set(value)) < len(value):
+            raise ValueError("a list of views without repetitions")
+        return tuple(value)
+    raise ValueError(f"a list of views ({', '.join(VIEWS)})")
+
+
+Views = Annotated[tuple[str, ...], BeforeValidator(_views)]
+
 Placement = Annotated[Literal["deep", "all"] | ModulePlacement, BeforeValidator(_placement)]
+
+
+def _initialisation(value: object) -> object:
+    """Check by hand: the names are PEFT's, and some are refused with a reason."""
+    if value is True:
+        return value
+    from asr.adapters.variants import initialisation_problem  # heavy, and seldom needed
+
+    if not isinstance(value, (bool, str)):
+        raise ValueError("true or a name: gaussian, orthogonal, mica, pissa, pissa_niter_N, olora")
+    problem = initialisation_problem(value)
+    if problem is not None:
+        raise ValueError(problem)
+    return value
+
+
+Initialisation = Annotated[bool | str, BeforeValidator(_initialisation)]
 
 
 class AdapterConfig(BaseModel):
@@ -70,6 +108,32 @@ class AdapterConfig(BaseModel):
     rank: AtLeastOne = Field(default=8, description="Rank of the update.")
     alpha: Positive = Field(default=16, description="Scale: the update is times alpha / rank.")
     dropout: Fraction = Field(default=0.0, description="Dropout on the input of A in training.")
+    use_rslora: bool = Field(
+        default=False, description="Scale by alpha / sqrt(rank) instead: for high ranks (rsLoRA)."
+    )
+    init_lora_weights: Initialisation = Field(
+        default=True,
+        description="How A and B start, in PEFT's names: true, gaussian, orthogonal, mica, pissa, "
+        "pissa_niter_N or olora. The last three double the saved rank.",
+    )
+    init_from: str = Field(
+        default="none",
+        min_length=1,
+        description="What it starts from: none, nearest (a copy of the adapter of the domain that "
+        "the router finds nearest), or an earlier domain.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_lora(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.keys() - cls.model_fields.keys():
+            from asr.adapters.variants import refused_key  # heavy, and seldom needed
+
+            reasons = (refused_key(key) for key in values)
+            reason = next((text for text in reasons if text is not None), None)
+            if reason is not None:
+                raise ValueError(reason)
+        return values
 
 
 class RouterConfig(BaseModel):
@@ -96,12 +160,17 @@ class RouterConfig(BaseModel):
         default=0, ge=0, description="Rows of the random ReLU expansion; 0: none."
     )
     abstain: Fraction = Field(
-        default=0.02, description="Share of known prompts that may be sent to the base; 0: never."
+        default=0.01, description="Share of known prompts that may be sent to the base; 0: never."
     )
-    views: tuple[Literal["templated", "bare"], ...] = Field(
-        default=("templated", "bare"),
-        min_length=1,
+    views: Views = Field(
+        default=("templated", "bare", "framed", "framed2", "framed3"),
         description="Forms in which each training prompt is shown to the router.",
+    )
+    background: int = Field(
+        default=384,
+        ge=0,
+        description="Prompts that the base writes itself, as a class of its own for abstaining; "
+        "0: none.",
     )
 
     @model_validator(mode="after")
@@ -113,9 +182,22 @@ class RouterConfig(BaseModel):
                 "solver rls keeps an absolute ridge: set absolute_ridge instead of ridge, "
                 "or use solver direct"
             )
-        if len(set(self.views)) < len(self.views):
-            raise ValueError(f"views names one twice: [{', '.join(self.views)}]")
         return self
+
+
+def _trackers(value: object) -> object:
+    """Check by hand: a list of known trackers, none twice."""
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        for name in value:
+            if name not in TRACKERS:
+                raise ValueError(unknown("tracker", name, TRACKERS))
+        if len(set(value)) < len(value):
+            raise ValueError(f"trackers without repetitions, not [{', '.join(value)}]")
+        return tuple(value)
+    raise ValueError("expected a list of trackers, e.g. [tensorboard]")
+
+
+Trackers = Annotated[tuple[str, ...], BeforeValidator(_trackers)]
 
 
 class TrainingConfig(BaseModel):
@@ -133,6 +215,10 @@ class TrainingConfig(BaseModel):
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Course of the learning rate after the warm-up."
     )
+    views: Views = Field(
+        default=("templated", "bare"),
+        description="Forms in which examples are trained on; they share the epochs.",
+    )
     warmup: Fraction = Field(default=0.03, description="Share of the steps spent warming up.")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's weight decay.")
     max_length: int = Field(
@@ -146,6 +232,13 @@ class TrainingConfig(BaseModel):
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: less memory, more time."
+    )
+    group_by_length: bool = Field(
+        default=False,
+        description="Batches of examples of about equal length: less padding, less random order.",
+    )
+    report_to: Trackers = Field(
+        default=(), description="Experiment trackers, e.g. [tensorboard, wandb]; []: none."
     )
     max_steps: AtLeastOne | None = Field(
         default=None, description="Stop after so many steps; null: after the epochs."
@@ -177,9 +270,13 @@ class DomainConfig(BaseModel):
         default=None, description="Test examples, read by the reporting command only."
     )
     scorer: str | None = Field(
-        default=None, description="exact, label, number or loss; null: by the look of the data."
+        default=None, description=f"{', '.join(SCORERS)}; null: exact, for plain texts loss."
     )
-    format: str | None = Field(default=None, description="Record format; null: detected.")
+    format: str | None = Field(
+        default=None,
+        description="messages, prompt-completion, alpaca, sharegpt, trace or text; null: by the "
+        "keys of the rows.",
+    )
     limit: AtLeastOne | None = Field(
         default=None, description="Use the first so many training examples; null: all."
     )
@@ -210,6 +307,10 @@ class TrainConfig(BaseModel):
         default="auto",
         description="Type of the base's weights; auto: by what the device is good at.",
     )
+    quantisation: Literal["int8", "nf4"] | None = Field(
+        default=None,
+        description="Base in 8 or 4 bits, through bitsandbytes: int8 or nf4; null: as it is.",
+    )
     keep_eval: bool = Field(
         default=True, description="Keep dev prompts so that old domains can be scored again."
     )
@@ -235,11 +336,42 @@ class TrainConfig(BaseModel):
             for name, domain in self.domains.items()
         }
         self.__dict__["domains"] = merged  # frozen for users, not for its own validation
+        names = list(merged)
+        for position, name in enumerate(names):
+            _check_source(name, merged[name].adapter, names, position)
         return self
 
     def plain(self) -> dict[str, Any]:
         """Return the effective settings as JSON values; loading them gives an equal config."""
         return self.model_dump(mode="json")
+
+
+def _check_source(name: str, adapter: AdapterConfig, names: list[str], position: int) -> None:
+    """Refuse a domain's ``init_from`` that is no rule and no earlier domain, or a second start."""
+    source = adapter.init_from
+    if source != "none" and adapter.init_lora_weights is not True:
+        raise ValueError(
+            f"domains.{name}.adapter: a copy (init_from {source}) has no start of its own "
+            f"(init_lora_weights {adapter.init_lora_weights}); set one of them"
+        )
+    if source in INITIALISATIONS:
+        if source in names:  # 'none' is no domain name
+            raise ValueError(
+                f"domains.{name}.adapter.init_from: '{source}' is a rule and a domain's name too; "
+                "rename the domain"
+            )
+        return
+    where = f"domains.{name}.adapter.init_from"
+    if source not in names:
+        known = [*INITIALISATIONS, *names[:position]]
+        raise ValueError(f"{where}: {unknown('domain', source, known)}")
+    if source == name:
+        raise ValueError(f"{where}: '{name}' cannot start from itself; use none or nearest")
+    if names.index(source) > position:
+        raise ValueError(
+            f"{where}: '{source}' is trained after '{name}'; start from an earlier domain, or move "
+            f"'{source}' before it"
+        )
 
 
 Section = TypeVar("Section", bound=BaseModel)

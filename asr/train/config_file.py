@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from asr.data.hub import is_there, locate_data
+from asr.data.shapes import FORMATS
 from asr.errors import ConfigError, did_you_mean, unknown
 from asr.train.config import SCORERS, DomainConfig, TrainConfig
 from asr.train.overrides import PATH_FIELDS, apply_overrides, locate_base
@@ -62,7 +64,8 @@ def build_config(
         config = TrainConfig.model_validate_json(text)
     except ValidationError as error:
         problems = [_problem(dict(item)) for item in error.errors(include_url=False)]
-    problems += _unknown_scorers(raw, scorers)
+    problems += _unknown_names(raw, "scorer", "scorer", scorers)
+    problems += _unknown_names(raw, "format", "data format", FORMATS)
     if config is not None and not problems:
         return config
     raise ConfigError(_report(source, problems, lines or {}, set_by_hand))
@@ -80,7 +83,7 @@ def check_files(config: TrainConfig, names: Iterable[str] | None = None) -> None
     for name in config.domains if names is None else names:
         for key in ("train", "dev", "test"):
             file: Path | None = getattr(config.domains[name], key)
-            if file is not None and not file.is_file():
+            if file is not None and not is_there(file):
                 what = "is a folder, not a file" if file.is_dir() else "does not exist"
                 missing.append(f"domains.{name}.{key}: {file} {what}")
     if missing:
@@ -96,7 +99,7 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(domains, dict):
         located["domains"] = {
             name: {
-                key: str(folder / Path(value).expanduser())
+                key: locate_data(value, folder)
                 if key in PATH_FIELDS and isinstance(value, str) and value
                 else value
                 for key, value in domain.items()
@@ -108,15 +111,15 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return located
 
 
-def _unknown_scorers(
-    raw: dict[str, Any], scorers: Collection[str]
+def _unknown_names(
+    raw: dict[str, Any], key: str, kind: str, known: Collection[str]
 ) -> list[tuple[tuple[str, ...], str]]:
     problems: list[tuple[tuple[str, ...], str]] = []
     domains = raw.get("domains")
     for name, domain in domains.items() if isinstance(domains, dict) else ():
-        scorer = domain.get("scorer") if isinstance(domain, dict) else None
-        if isinstance(scorer, str) and scorer not in scorers:
-            problems.append((("domains", name, "scorer"), unknown("scorer", scorer, scorers)))
+        given = domain.get(key) if isinstance(domain, dict) else None
+        if isinstance(given, str) and given not in known:
+            problems.append((("domains", name, key), unknown(kind, given, known)))
     return problems
 
 
@@ -157,7 +160,7 @@ def _problem(item: dict[str, Any]) -> tuple[tuple[str, ...], str]:
         text = str(context["error"])
         if item["loc"][-1:] == ("[key]",):
             return path, text
-        if path and path[-1] == "placement":
+        if path and path[-1] in {"placement", "views"} and not text.startswith("unknown"):
             return path, f"{dotted}: got {given}, expected {text}"
         return path, f"{dotted}: {text}" if dotted else text
     if kind == "literal_error":

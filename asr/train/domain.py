@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import TrainerCallback
 
 from asr.adapters import adapter_sha256, detach, save_adapter
 from asr.base.load import LoadedBase
@@ -20,16 +23,25 @@ from asr.eval.evaluate import Evaluator
 from asr.eval.history import extend_matrices
 from asr.eval.matrix import EvalMatrix
 from asr.model.atomic import staged_folder, storage_errors
+from asr.model.background import fit_background, read_background, store_background
 from asr.model.directory import ModelDirectory, file_sha256
 from asr.model.features import Forward
 from asr.model.kept_prompts import write_kept
-from asr.model.manifest import AdapterEntry, CommonPartEntry, DataEntry, Manifest, RouterEntry
+from asr.model.manifest import (
+    AdapterEntry,
+    BackgroundEntry,
+    CommonPartEntry,
+    DataEntry,
+    Manifest,
+    RouterEntry,
+)
 from asr.model.routed_model import RoutedModel
 from asr.model.routing import fit_domain, fit_router, read_domains, store_domain, store_router
-from asr.router import RouterSettings, load_router
-from asr.train.adapter import domain_seed, train_adapter
+from asr.router import RouterSettings, RoutingDomain, load_router
+from asr.train.adapter import TrainingResult, domain_seed, train_adapter
 from asr.train.config import EvalConfig
 from asr.train.events import Watcher
+from asr.train.initialisation import choose_source
 from asr.train.prepare import PreparedDomain
 from asr.train.processes import Processes
 from asr.train.rules import choose_save_steps
@@ -65,6 +77,8 @@ class DomainRun:
         manifest: its ledger; saved by the main process.
         processes: the processes of the run.
         watcher: told what happens.
+        background: prompts of the router's background class; 0 for none.
+        callbacks: further Trainer callbacks, for every domain.
     """
 
     def __init__(
@@ -75,6 +89,8 @@ class DomainRun:
         manifest: Manifest,
         processes: Processes,
         watcher: Watcher,
+        background: int = 0,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.base = base
         self.forward = forward
@@ -82,6 +98,8 @@ class DomainRun:
         self.manifest = manifest
         self.processes = processes
         self.watcher = watcher
+        self.background = background
+        self.callbacks = callbacks
 
     # -- stage 1: the adapter --------------------------------------------------------------------
 
@@ -92,16 +110,13 @@ class DomainRun:
             AdapterError, ConfigError, StorageError: see :func:`asr.train.adapter.train_adapter`.
             KeyboardInterrupt: Ctrl-C; the run can be resumed.
         """
-        data, settings = domain.data, domain.settings
-        assert data is not None and settings is not None
-        final = self.directory.adapter(domain.name)
-        checkpoints = self.directory.checkpoint(domain.name)
-        rows = data.encoded.rows
+        data = domain.data
+        assert data is not None
 
-        def begin() -> None:
-            # A published folder that the ledger does not know was made by a killed run, from the
-            # same checkpoints; making it again is cheap and leaves one way to be finished.
-            shutil.rmtree(final, ignore_errors=True)
+        def begin() -> Path | None:
+            started_from = choose_source(
+                domain, self.base, self.forward, self.directory, self.manifest, self.watcher.say
+            )
             self.update(
                 domain.name,
                 status="training",
@@ -114,9 +129,45 @@ class DomainRun:
                 training=domain.training_record(),
                 max_new_tokens=domain.max_new_tokens,
                 world_size=self.processes.count,
+                parent=None if started_from is None else started_from.domain,
+                parent_sha256=None if started_from is None else started_from.sha256,
+            )
+            return None if started_from is None else started_from.folder
+
+        def record(adapter: AdapterEntry, result: TrainingResult) -> None:
+            self.update(
+                domain.name,
+                status="trained",
+                adapter=adapter,
+                timings={"train": result.seconds},
+                tokens_per_second=result.tokens_per_second,
             )
 
-        self.processes.on_main(begin)
+        self.make_adapter(domain, 1, self.processes.on_main(begin), record)
+
+    def make_adapter(
+        self,
+        domain: PreparedDomain,
+        version: int,
+        initial: Path | None,
+        record: Callable[[AdapterEntry, TrainingResult], None],
+    ) -> None:
+        """Train one version of a domain's adapter and publish its folder. All processes take part.
+
+        Args:
+            domain: the domain, with the data to train on.
+            version: of the adapter.
+            initial: folder of the adapter that it starts as a copy of; None: from scratch.
+            record: writes the published adapter into the ledger; called on the main process.
+        """
+        data, settings = domain.data, domain.settings
+        assert data is not None and settings is not None
+        final = self.directory.adapter(domain.name, version)
+        rows = data.encoded.rows
+        # A published folder that the ledger does not know was made by a killed run, from the
+        # same checkpoints; making it again is cheap and leaves one way to be finished.
+        self.processes.on_main(lambda: shutil.rmtree(final, ignore_errors=True))
+        own = domain.name if version == 1 else final.name
         peft_model = None
         try:
             peft_model, result = train_adapter(
@@ -125,12 +176,16 @@ class DomainRun:
                 domain.placement,
                 domain.lora,
                 settings,
-                seed=domain_seed(self.manifest.seed, domain.name),
-                checkpoints=checkpoints,
+                seed=domain_seed(self.manifest.seed, own),
+                checkpoints=self.directory.checkpoint(domain.name),
                 save_steps=domain.config.training.save_steps
                 or choose_save_steps(settings.steps(len(rows))),
                 progress=self.watcher.step,
                 announce=self.watcher.say,
+                callbacks=self.callbacks,
+                initial=initial,
+                report_to=domain.config.training.report_to,
+                logs=self.directory.logs(domain.name),
             )
 
             def publish() -> None:
@@ -148,18 +203,18 @@ class DomainRun:
                         fingerprint=self.base.fingerprint,
                         facts=facts,
                     )
-                self.update(
-                    domain.name,
-                    status="trained",
-                    adapter=AdapterEntry(
+                weights = self.directory.adapter_weights(domain.name, version)
+                config = self.directory.adapter_config(domain.name, version)
+                record(
+                    AdapterEntry(
                         sha256=adapter_sha256(final),
-                        config_sha256=file_sha256(self.directory.adapter_config(domain.name)),
-                        parameters=domain.placement.parameters(domain.lora.rank),
-                        bytes=self.directory.adapter_weights(domain.name).stat().st_size,
-                        rank=domain.lora.rank,
+                        config_sha256=file_sha256(config),
+                        parameters=domain.placement.parameters(domain.lora.saved_rank),
+                        bytes=weights.stat().st_size,
+                        rank=domain.lora.saved_rank,
+                        version=version,
                     ),
-                    timings={"train": result.seconds},
-                    tokens_per_second=result.tokens_per_second,
+                    result,
                 )
                 self.watcher.trained(domain, result)
 
@@ -174,24 +229,7 @@ class DomainRun:
         """Embed the training prompts and publish the domain's statistics. Main process only."""
         assert domain.data is not None
         began = time.perf_counter()
-        total = len({example.prompt_key for example in domain.data.train})
-        total *= len(self.manifest.contract.views)
-        done = 0
-
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            self.watcher.progress(f"{domain.name}: router", done, total)
-
-        fitted = fit_domain(
-            domain.name,
-            domain.data.train,
-            domain.data.common,
-            self.base,
-            self.forward,
-            self.manifest.contract,
-            progress,
-        )
+        fitted = self.embed(domain)
         with storage_errors(self.directory.path):
             self.directory.router_folder.mkdir(exist_ok=True)
             if self.manifest.keep_eval:
@@ -210,11 +248,72 @@ class DomainRun:
             timings={**entry.timings, "statistics": time.perf_counter() - began},
         )
 
-    def refit(self, settings: RouterSettings, canaries: NDArray[np.float32]) -> None:
-        """Solve the router over all routed domains and publish it. Main process only."""
+    def embed(self, domain: PreparedDomain) -> RoutingDomain:
+        """Embed the domain's training prompts: statistics and calibration block."""
+        assert domain.data is not None
+        total = len({example.prompt_key for example in domain.data.train})
+        total *= len(self.manifest.contract.views)
+        done = 0
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            self.watcher.progress(f"{domain.name}: router", done, total)
+
+        return fit_domain(
+            domain.name,
+            domain.data.train,
+            domain.data.common,
+            self.base,
+            self.forward,
+            self.manifest.contract,
+            progress,
+        )
+
+    def refit(
+        self,
+        settings: RouterSettings,
+        canaries: NDArray[np.float32],
+        revisited: RoutingDomain | None = None,
+    ) -> None:
+        """Solve the router over all routed domains and publish it. Main process only.
+
+        ``revisited`` stands in for its stored statistics; the router then waits beside the
+        published one (:meth:`asr.model.directory.ModelDirectory.coming`).
+        """
+        self._settle_background()
         domains = read_domains(self.directory, self.manifest.routed, self.manifest.contract)
+        domains += read_background(self.directory, self.manifest.contract)
+        path = None
+        if revisited is not None:
+            domains = [revisited if d.name == revisited.name else d for d in domains]
+            path = self.directory.coming(self.directory.router)
         router = fit_router(domains, settings, self.manifest.contract, self.base.hidden_size)
-        store_router(self.directory, router, self.manifest.contract, canaries)
+        store_router(self.directory, router, self.manifest.contract, canaries, path)
+
+    def _settle_background(self) -> None:
+        """Make the background class, or delete it, where it is not as the run wants it."""
+        present, path = self.manifest.background, self.directory.background
+        if present is not None and present.samples == self.background and path.is_file():
+            return
+        if self.background == 0:
+            if present is not None:
+                self.manifest.background = None
+                self.manifest.save(self.directory.path)
+            path.unlink(missing_ok=True)  # after the ledger: it never promises what is gone
+            return
+        made = fit_background(
+            self.base,
+            self.forward,
+            self.manifest.contract,
+            self.background,
+            lambda done, total: self.watcher.progress("router: background", done, total),
+        )
+        store_background(self.directory, made, self.manifest.contract)
+        self.manifest.background = BackgroundEntry(
+            sha256=file_sha256(path), samples=self.background, prompts=made.statistics.prompts
+        )
+        self.manifest.save(self.directory.path)
 
     # -- stage 3: the matrix ---------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from asr.data.hub import locate_data
 from asr.errors import ConfigError, did_you_mean, unknown
 from asr.model.names import check_domain_name
-from asr.train.config import DomainConfig, TrainConfig
+from asr.train.config import AdapterConfig, DomainConfig, TrainConfig
 from asr.train.strict_yaml import parse_value
 
 PATH_FIELDS = frozenset({"train", "dev", "test"})
@@ -101,6 +102,12 @@ def _check_keys(argument: str, keys: list[str]) -> None:
             )
         key = rest.pop(0)
         if key not in section.model_fields:
+            if section is AdapterConfig:
+                from asr.adapters.variants import refused_key  # heavy, and seldom needed
+
+                reason = refused_key(key)
+                if reason is not None:
+                    raise ConfigError(f"override '{argument}': {reason}")
             near = did_you_mean(key, section.model_fields)
             listing = ", ".join(section.model_fields)
             place = f"'{where}'" if where else "the config"
@@ -146,7 +153,7 @@ def _absolute(keys: list[str], value: Any, folder: Path) -> Any:
     if not isinstance(value, str):
         return value
     if len(keys) == 3 and keys[0] == "domains" and keys[2] in PATH_FIELDS:
-        return str(folder / Path(value).expanduser())
+        return locate_data(value, folder)
     if keys == ["base"]:
         return locate_base(value, folder)
     return value

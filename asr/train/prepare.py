@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from asr.adapters import LoraSettings, Placement, resolve_placement
+from asr.adapters import LoraSettings, Placement, check_variant, resolve_placement
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase
 from asr.data.cut import calibration_cut, dev_cut
-from asr.data.encode import EncodedSet, encode_examples
+from asr.data.encode import EncodedSet, encode_examples, join_encoded
 from asr.data.formats import Example
 from asr.data.load import LoadedData, data_hash, load_examples
-from asr.data.views import CommonPart, find_common_part
-from asr.errors import ConfigError
-from asr.eval.registry import get_scorer
+from asr.data.views import VIEWS, CommonPart, find_common_part
+from asr.errors import ConfigError, DataError
+from asr.eval.registry import check_examples, get_scorer
 from asr.model.contract import Expansion, FeatureContract, Truncation
 from asr.router import DEFAULT_SEED, FeatureMap, RouterSettings
 from asr.train.adapter import TrainingSettings
 from asr.train.changes import DomainPlan
+from asr.train.check_data import DEFAULT_SCORER, TEXT_SCORER
 from asr.train.config import DomainConfig, ModulePlacement, RouterConfig, TrainConfig
 from asr.train.rules import choose_batch_size, choose_learning_rate
-
-DEFAULT_SCORER = "exact"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class DomainData:
         train: examples to train on (calibration prompts are among them; the router holds those out
             of its statistics).
         dev: examples held out for choices, and for the matrix while training.
-        encoded: rows of ``train``.
+        encoded: rows of ``train``, in every view of ``views``, one view after the other.
+        views: the training views in which the domain's prompts differ.
         common: what the prompts share.
         calibration: number of distinct prompts held out from the router's statistics.
         sha256: hash of the examples of both cuts; another dev file changes it, as it changes the
@@ -46,9 +46,23 @@ class DomainData:
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     encoded: EncodedSet
+    views: tuple[str, ...]
     common: CommonPart
     calibration: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class EarlierData:
+    """What is kept of data that a domain was trained on before.
+
+    Attributes:
+        common: what its prompts share.
+        kept: keys of the prompts that are kept for scoring.
+    """
+
+    common: CommonPart
+    kept: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -84,8 +98,14 @@ class PreparedDomain:
     def training_record(self) -> dict[str, Any]:
         """The manifest's ``training``; without data, what a rule makes of it is left out."""
         if self.settings is not None:
-            return asdict(self.settings)
-        record = asdict(_settings(self.config, self.placement, 0, 1))
+            return {
+                **asdict(self.settings),
+                "views": list(self.settings.views),
+                "init_from": self.config.adapter.init_from,
+            }
+        record = asdict(_settings(self.config, self.placement, None, 1))
+        record["init_from"] = self.config.adapter.init_from
+        del record["views"]
         if self.config.training.batch_size is None:
             del record["batch_size"]
         return record
@@ -140,6 +160,7 @@ def prepare_domains(
     layer: int,
     processes: int,
     published: Sequence[str] = (),
+    earlier: EarlierData | None = None,
 ) -> list[PreparedDomain]:
     """Resolve and check every domain of the config, in order.
 
@@ -150,10 +171,11 @@ def prepare_domains(
         processes: data-parallel processes.
         published: domains whose adapter is in the model directory already; their training files may
             be gone.
+        earlier: what is kept of data that the (one) domain was trained on before.
 
     Raises:
         ConfigError: lengths beyond the base's context, an unknown scorer.
-        AdapterError: a placement that does not fit the base.
+        AdapterError: a placement, or an initialisation, that does not fit the base.
         DataError: a file or rows of it that cannot be used.
     """
     prepared = []
@@ -168,23 +190,36 @@ def prepare_domains(
             {"modules": list(kind.modules)} if isinstance(kind, ModulePlacement) else kind
         )
         placement = resolve_placement(base.model, asked, layer)
+        lora = LoraSettings(
+            domain.adapter.rank,
+            float(domain.adapter.alpha),
+            domain.adapter.dropout,
+            domain.adapter.use_rslora,
+            domain.adapter.init_lora_weights,
+        )
+        check_variant(base.model, placement, lora)
+        if lora.init_lora_weights is not True and domain.adapter.init_from != "none":
+            raise ConfigError(
+                f"domain '{name}' starts by init_lora_weights {lora.init_lora_weights} or from "
+                f"another adapter (init_from: {domain.adapter.init_from}), not both; leave one out"
+            )
+        if domain.scorer is not None:
+            get_scorer(domain.scorer)
         scorer = domain.scorer or DEFAULT_SCORER
-        get_scorer(scorer)
         data = None
         files = [file for file in (domain.train, domain.dev) if file is not None]
         if name not in published or all(file.exists() for file in files):
-            data = load_domain_data(config, name, domain, base)
+            data = load_domain_data(config, name, domain, base, earlier)
+            if domain.scorer is None and any(example.is_text for example in data.dev):
+                scorer = TEXT_SCORER
+            check_examples(scorer, data.dev, name)
         prepared.append(
             PreparedDomain(
                 name=name,
                 config=domain,
                 placement=placement,
-                lora=LoraSettings(
-                    domain.adapter.rank, float(domain.adapter.alpha), domain.adapter.dropout
-                ),
-                settings=None
-                if data is None
-                else _settings(domain, placement, len(data.encoded.rows), processes),
+                lora=lora,
+                settings=None if data is None else _settings(domain, placement, data, processes),
                 scorer=scorer,
                 max_new_tokens=domain.max_new_tokens or config.eval.max_new_tokens,
                 data=data,
@@ -194,9 +229,16 @@ def prepare_domains(
 
 
 def load_domain_data(
-    config: TrainConfig, name: str, domain: DomainConfig, base: LoadedBase
+    config: TrainConfig,
+    name: str,
+    domain: DomainConfig,
+    base: LoadedBase,
+    earlier: EarlierData | None = None,
 ) -> DomainData:
     """Read, cut and encode a domain's training file.
+
+    With ``earlier``, prompts that are kept for scoring are not trained on, and the bare view is
+    made with the common part of that data.
 
     Raises:
         DataError: the file or rows of it cannot be used.
@@ -212,8 +254,27 @@ def load_domain_data(
         train = loaded.examples
         dev = load_examples(domain.dev, name=name, fmt=domain.format, minimum=1).examples
         sha256 = data_hash([*train, *dev])
-    encoded = encode_examples(
-        train, base.tokenizer, base.template, domain.training.max_length, name=name
+    common = find_common_part(train)
+    if earlier is not None:
+        common = earlier.common
+        train = tuple(e for e in train if e.prompt_key not in earlier.kept)
+        if not train:
+            raise DataError(
+                f"{loaded.path}: every prompt of it is kept for scoring '{name}' already, and none "
+                "is left to train on; give data with other prompts"
+            )
+    views = _distinct_views(train, common, domain.training.views)
+    encoded = join_encoded(
+        [
+            encode_examples(
+                [_shown(example, view, common) for example in train],
+                base.tokenizer,
+                base.template,
+                domain.training.max_length,
+                name=name,
+            )
+            for view in views
+        ]
     )
     distinct = list({example.prompt_key: example for example in train}.values())
     return DomainData(
@@ -221,16 +282,35 @@ def load_domain_data(
         train=train,
         dev=dev,
         encoded=encoded,
-        common=find_common_part(train),
+        views=views,
+        common=common,
         calibration=len(calibration_cut(distinct).held_out),
         sha256=sha256,
     )
 
 
+def _shown(example: Example, view: str, common: CommonPart) -> Example:
+    return replace(example, messages=tuple(VIEWS[view](example.messages, common)))
+
+
+def _distinct_views(
+    examples: Sequence[Example], common: CommonPart, names: Sequence[str]
+) -> tuple[str, ...]:
+    """Leave out views that show every example as an earlier one does (no common part: no bare)."""
+    kept: dict[str, list[Example]] = {}
+    for name in names:
+        shown = [_shown(example, name, common) for example in examples]
+        if shown not in kept.values():
+            kept[name] = shown
+    return tuple(kept)
+
+
 def _settings(
-    domain: DomainConfig, placement: Placement, rows: int, processes: int
+    domain: DomainConfig, placement: Placement, data: DomainData | None, processes: int
 ) -> TrainingSettings:
     chosen = domain.training
+    views = ("templated",) if data is None else data.views
+    rows = 0 if data is None else len(data.encoded.rows) // len(views)
     return TrainingSettings(
         epochs=chosen.epochs,
         batch_size=chosen.batch_size or choose_batch_size(rows, chosen.epochs, processes),
@@ -242,4 +322,6 @@ def _settings(
         max_grad_norm=chosen.max_grad_norm,
         gradient_checkpointing=chosen.gradient_checkpointing,
         max_steps=chosen.max_steps,
+        views=views,
+        group_by_length=chosen.group_by_length,
     )

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,13 @@ from asr.errors import ConfigError, DirectoryError, RouterError, unknown
 from asr.eval.cache import forget_domain
 from asr.eval.matrix import EvalMatrix
 from asr.model.atomic import storage_errors, sweep_staging
+from asr.model.background import read_background
 from asr.model.canaries import TENSOR
 from asr.model.directory import ModelDirectory
 from asr.model.manifest import MANIFEST_FILE, DomainEntry, Manifest
 from asr.model.names import check_domain_name
 from asr.model.routing import fit_router, read_domains, store_router
+from asr.model.switch import complete_switch
 from asr.router import Router, RouterSettings, load_router
 
 _FIGURES = ("matrix.png", "matrix.*.png", "report.html")
@@ -44,13 +47,14 @@ _MATRICES = ("matrix.json", "matrix.*.json")
 def remove_domain(path: Path | str, name: str) -> list[str]:
     """Remove a domain from the routed model directory at ``path``.
 
-    Deleted are its adapter (all versions), statistics and calibration block, kept prompts,
-    checkpoints, its entry and its settings in the manifest, the answers of its adapter and those to
-    its prompts in ``eval/answers.jsonl`` (with them those that do not say whose they are), and, of
-    ``eval`` and ``eval/test``, all figures and the matrices that hold the domain: what comes after
-    it in them was measured with routers that knew it. ``asr eval`` and the next training make the
-    matrices on the kept prompts again, from the answers that stay. Files that were written
-    elsewhere (``asr eval --out``, ``asr generate --out``) are not searched for.
+    Deleted are its adapter (all versions), statistics and calibration block, kept prompts (those of
+    its extensions too, finished or not), checkpoints, its entry and its settings in the manifest,
+    the answers of its adapter and those to its prompts in ``eval/answers.jsonl`` (with them those
+    that do not say whose they are), and, of ``eval`` and ``eval/test``, all figures and the
+    matrices that hold the domain: what comes after it in them was measured with routers that knew
+    it. ``asr eval`` and the next training make the matrices on the kept prompts again, from the
+    answers that stay. Files that were written elsewhere (``asr eval --out``, ``asr generate
+    --out``) are not searched for.
 
     Args:
         path: the model directory.
@@ -62,7 +66,8 @@ def remove_domain(path: Path | str, name: str) -> list[str]:
         what was left to delete.
 
     Raises:
-        DirectoryError: not a routed model directory, no such domain, or the only one.
+        DirectoryError: not a routed model directory, no such domain, the only one, or one that
+            another domain's adapter started from.
         LockedError: another process is writing there.
         RouterError, ContractError: the router, or the statistics of a domain that stays, are
             missing or damaged. Nothing is deleted then.
@@ -73,6 +78,7 @@ def remove_domain(path: Path | str, name: str) -> list[str]:
         manifest = Manifest.load(directory.path)
         _require_removable(directory, manifest, name)
         sweep_staging(directory.path)
+        complete_switch(directory, manifest)
         deleted: list[str] = []
         if name in manifest.domains:
             deleted += _publish_router(directory, manifest, name)
@@ -95,6 +101,25 @@ def _require_removable(directory: ModelDirectory, manifest: Manifest, name: str)
             f"'{name}' is the only domain of '{directory.path}', and a routed model needs one; "
             f"nothing was removed: add another one first, or delete the folder"
         )
+    children = _started_from(manifest, name)
+    if children:
+        raise DirectoryError(
+            f"{', '.join(children)} started from '{name}' (init_from), so what was learned from "
+            f"its data is in there too; nothing was removed: remove {children[0]} first, and add "
+            "it again with adapter.init_from=none afterwards"
+        )
+
+
+def _started_from(manifest: Manifest, name: str) -> list[str]:
+    """Domains whose adapter began as a copy of the domain's, or will."""
+    domains = manifest.config.get("domains")
+    configured: dict[str, Any] = domains if isinstance(domains, dict) else {}
+    return [
+        other
+        for other, entry in manifest.domains.items()
+        if entry.parent == name
+        or configured.get(other, {}).get("adapter", {}).get("init_from") == name
+    ]
 
 
 def _leftovers(directory: ModelDirectory, name: str) -> list[Path]:
@@ -132,6 +157,7 @@ def _solve(
             f"{directory.path} --resume to derive it again, and then remove the domain"
         )
     domains = read_domains(directory, kept, manifest.contract)
+    domains += read_background(directory, manifest.contract)
     router = fit_router(domains, settings, manifest.contract, manifest.base.hidden_size)
     return router, canaries
 
@@ -177,11 +203,15 @@ def _own_files(directory: ModelDirectory, name: str) -> list[Path]:
     versions = re.compile(rf"{re.escape(name)}(\.v\d+)?")
     folder = directory.adapters
     adapters = sorted(folder.iterdir()) if folder.is_dir() else []
+    prompts, statistics = directory.eval_prompts(name), directory.router_statistics(name)
     return [
-        directory.eval_prompts(name),
+        # an extension that was stopped before its switch leaves these, and the last made of them
+        *(directory.coming(path) for path in (prompts, statistics, directory.router)),
+        prompts,
         directory.checkpoint(name),
+        directory.logs(name),
         *(path for path in adapters if versions.fullmatch(path.name)),
-        directory.router_statistics(name),
+        statistics,
     ]
 
 

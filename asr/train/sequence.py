@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy
 import peft
 import torch
 import transformers
+from transformers import TrainerCallback
 
 import asr
 from asr.base.device import choose_device
@@ -30,12 +32,15 @@ from asr.model.directory import ModelDirectory
 from asr.model.lock import LOCK_FILE, DirectoryLock
 from asr.model.manifest import BaseEntry, Manifest, Versions
 from asr.model.routed_model import make_forward
+from asr.model.switch import complete_switch
 from asr.router import RouterSettings
 from asr.train.changes import Resume, RunPlan, check_resume
+from asr.train.check_data import check_data
 from asr.train.config import TrainConfig
 from asr.train.config_file import check_files
 from asr.train.domain import DomainRun
 from asr.train.events import Watcher
+from asr.train.initialisation import check_sources
 from asr.train.prepare import (
     PreparedDomain,
     feature_contract,
@@ -43,6 +48,7 @@ from asr.train.prepare import (
     router_settings,
 )
 from asr.train.processes import Processes
+from asr.train.reporting import check_trackers
 
 
 def train_sequence(
@@ -53,6 +59,7 @@ def train_sequence(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     watcher: Watcher | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Manifest:
     """Train all domains of a config, in order.
 
@@ -64,6 +71,8 @@ def train_sequence(
         overwrite: delete a routed model that is there and start again.
         trust_remote_code: run code that comes with the base.
         watcher: told what happens.
+        callbacks: further callbacks of the Trainer, for every domain. One that changes the training
+            (stops it early, say) changes what a resumed run repeats.
 
     Returns:
         The manifest of the finished run.
@@ -91,11 +100,15 @@ def train_sequence(
         stack.callback(lock.release)  # nothing happens where it is not held
         earlier = processes.on_main(lambda: _open(directory, resume, overwrite, lock))
         published = _published(earlier)
-        check_files(config, [name for name in config.domains if name not in published])
+        unpublished = [name for name in config.domains if name not in published]
+        check_files(config, unpublished)
+        check_data(config, unpublished)
+        check_trackers(t for name in unpublished for t in config.domains[name].training.report_to)
         base = load_base(
             config.base,
             device=_device(config, processes),
             dtype=config.dtype,
+            quantisation=config.quantisation,
             template_text=_stored_template(directory, earlier, config.base),
             trust_remote_code=trust_remote_code,
             say=watcher.say,
@@ -103,8 +116,11 @@ def train_sequence(
         contract = feature_contract(config, base)
         forward = make_forward(base, contract.layer, config.router.two_pass)
         domains = prepare_domains(config, base, contract.layer, processes.count, published)
-        plan = RunPlan(base.fingerprint, contract, config.seed, [d.plan for d in domains])
-        fresh = _new_manifest(config, base, contract)
+        check_sources(domains)
+        plan = RunPlan(
+            base.fingerprint, contract, config.seed, [d.plan for d in domains], base.quantisation
+        )
+        fresh = new_manifest(config, base, contract)
         work = check_resume(earlier or fresh, plan)
         manifest = fresh if earlier is None else _continued(earlier, fresh)
         _take_over(manifest, config, settings, domains, work)
@@ -112,7 +128,16 @@ def train_sequence(
             processes.on_main(lambda: _clear(directory, lock))
         processes.on_main(lambda: _publish_start(directory, manifest, base, work))
         watcher.planned(domains, list(work.todo))
-        run = DomainRun(base, forward, directory, manifest, processes, watcher)
+        run = DomainRun(
+            base,
+            forward,
+            directory,
+            manifest,
+            processes,
+            watcher,
+            background=config.router.background,
+            callbacks=callbacks,
+        )
         _run_all(run, domains, work, config, settings)
         return manifest
 
@@ -154,7 +179,17 @@ def _run_all(
     if not work.todo:
         # nothing to train, but ridge, solver, scorers or the like may have changed
         run.processes.on_main(derive)
-    run.processes.on_main(lambda: shutil.rmtree(run.directory.checkpoints, ignore_errors=True))
+    run.processes.on_main(lambda: _remove_checkpoints(run.directory, run.manifest))
+
+
+def _remove_checkpoints(directory: ModelDirectory, manifest: Manifest) -> None:
+    """Remove all checkpoints but those of extensions that are under way."""
+    wanted = {name for name, entry in manifest.domains.items() if entry.unfinished_extension}
+    for folder in directory.checkpoints.iterdir() if directory.checkpoints.is_dir() else []:
+        if folder.name not in wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not wanted:
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
 
 
 def _open(
@@ -164,7 +199,9 @@ def _open(
     if resume and directory.is_routed_model:
         lock.acquire()
         sweep_staging(directory.path)
-        return Manifest.load(directory.path)
+        manifest = Manifest.load(directory.path)
+        complete_switch(directory, manifest)
+        return manifest
     _sweep_failed_start(directory)
     if overwrite and directory.path.is_dir():
         directory.require_replaceable(overwrite)  # deleted only when everything else is checked
@@ -229,6 +266,8 @@ def _take_over(
             scorer=domain.scorer,
             max_new_tokens=domain.max_new_tokens,
         )
+    for name in work.restart:  # what it starts from is chosen anew
+        manifest.update(name, status="pending", parent=None, parent_sha256=None)
     manifest.arrange([domain.name for domain in domains])
     manifest.router = settings.to_dict()
     manifest.config = config.plain()
@@ -257,7 +296,8 @@ def _publish_start(
         write_text(template, base.template.text)
 
 
-def _new_manifest(config: TrainConfig, base: LoadedBase, contract: FeatureContract) -> Manifest:
+def new_manifest(config: TrainConfig, base: LoadedBase, contract: FeatureContract) -> Manifest:
+    """The ledger of a run that has no domain yet."""
     return Manifest(
         versions=Versions(
             asr=asr.__version__,

@@ -40,7 +40,7 @@ def test_unknown_key_in_the_file(trained: Trained, out: Path) -> None:
     bad.write_text(CONFIG.replace("device: cpu", "devise: cpu"))
     assert refused("train", bad, "--out", out) == (
         f"{bad}:2: unknown key 'devise' (did you mean 'device'?); the config has: base, seed, "
-        "device, dtype, keep_eval, adapter, router, training, eval, domains"
+        "device, dtype, quantisation, keep_eval, adapter, router, training, eval, domains"
     )
 
 
@@ -66,8 +66,8 @@ def test_same_domain_twice_in_the_file(trained: Trained, out: Path) -> None:
          "starting with a letter or a digit, at most 64 characters (try 'rev')"),
         ("base", "domain name 'base' is reserved (reserved: auto, base, default, none) "
          "(try 'base-domain')"),
-        ("red", "domain 'red' exists in this model already; choose another name "
-         "(taken: red, sum)"),
+        ("red", "domain 'red' exists in this model already; add --extend to train it on more "
+         "data, or choose another name (taken: red, sum)"),
     ],
 )  # fmt: skip
 def test_names_that_add_refuses(trained: Trained, name: str, message: str) -> None:
@@ -195,8 +195,7 @@ def test_bad_rows_are_named_by_line(trained: Trained, own: Path, tmp_path: Path)
     data = write_rows(tmp_path / "bad.jsonl", "rev", 5)
     data.write_text(data.read_text() + '\n{"prom\n')
     assert refused("add", own, f"rev={data}") == (
-        f"{data}: 1 of 6 rows cannot be used; mend or remove:\n"
-        "bad.jsonl:7: found invalid JSON (Unterminated string starting at column 2), expected one "
+        f"{data}:7: found invalid JSON (Unterminated string starting at column 2), expected one "
         "JSON object"
     )
 

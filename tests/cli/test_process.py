@@ -77,7 +77,7 @@ def test_help_has_an_example_for_each_use() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown command 'trian' (did you mean 'train'?); there are: train, add, "),
+        (["trian"], "unknown command 'trian' (did you mean 'train'?); there are: check, "),
         (["route", "m", "x", "--jsn"], "unknown option '--jsn' (did you mean '--json'?)"),
         (["info"], "missing argument 'MODEL'"),
         (["train", "c.yaml"], "missing option '--out'"),
@@ -143,7 +143,10 @@ def test_only_the_first_process_speaks(
 def steps_of(model: Path, domain: str) -> int:
     """Steps of a whole run under ``LONG``: the ledger's training examples in batches."""
     entry = json.loads((model / "manifest.json").read_text())["domains"][domain]
-    return math.ceil(entry["data"]["train"] / entry["training"]["batch_size"]) * EPOCHS
+    training = entry["training"]
+    views = len(training["views"])
+    rows = math.ceil(entry["data"]["train"] * views / training["batch_size"])
+    return math.ceil(rows * EPOCHS / views)
 
 
 def test_interrupted_training_says_how_to_go_on_and_does(trained: Trained, tmp_path: Path) -> None:

@@ -77,11 +77,15 @@ def turns(*messages: object) -> dict[str, Any]:
             "found the keys 'mesages' (did you mean 'messages'?), expected 'messages'",
         ),
         ({}, "found no keys, expected 'messages'"),
-        ({"text": "x"}, "found the keys 'text', expected 'messages'"),
+        (
+            {"text": "x"},
+            "found 'text', expected 'messages' as in line 1: a file keeps one format",
+        ),
+        ({"id": "x"}, "found the keys 'id', expected 'messages'"),
         (
             {"messages": [USER, ANSWER], "prompt": "Q"},
-            "found 'messages', 'prompt' in one row, expected either 'messages' or 'prompt' and "
-            "'completion'",
+            "found 'messages', 'prompt' in one row, expected one format: remove the others, or say "
+            "which with format (messages or prompt-completion)",
         ),
         (
             {"prompt": "Q", "completion": "A"},
@@ -144,8 +148,7 @@ def turns(*messages: object) -> dict[str, Any]:
 )
 def test_bad_messages_row(row: dict[str, Any], problem: str) -> None:
     assert problems(GOOD, row) == [
-        "data/legal.jsonl: 1 of 2 rows cannot be used; mend or remove:",
-        f"legal.jsonl:2: {problem}",
+        f"data/legal.jsonl:2: {problem}",
     ]
 
 
@@ -161,7 +164,11 @@ PAIR = {"prompt": "Q", "completion": "A"}
             "'completion'",
         ),
         ({"completion": "A"}, "found the keys 'completion', expected also 'prompt'"),
-        ({"text": "A"}, "found the keys 'text', expected 'prompt' and 'completion'"),
+        (
+            {"text": "A"},
+            "found 'text', expected 'prompt' and 'completion' as in line 1: a file keeps one "
+            "format",
+        ),
         (
             GOOD,
             "found 'messages', expected 'prompt' and 'completion' as in line 1: a file keeps "
@@ -196,15 +203,20 @@ PAIR = {"prompt": "Q", "completion": "A"}
     ],
 )
 def test_bad_pair_row(row: dict[str, Any], problem: str) -> None:
-    assert problems(PAIR, row)[1:] == [f"legal.jsonl:2: {problem}"]
+    assert problems(PAIR, row) == [f"data/legal.jsonl:2: {problem}"]
+
+
+ANY = (
+    "'messages'; 'prompt' and 'completion'; 'instruction' and 'output'; 'conversations'; 'prompt' "
+    "and 'answer'; or 'text'"
+)
 
 
 def test_no_row_shows_a_format() -> None:
     assert problems({"mesages": 1}, {"x": 1}) == [
         "data/legal.jsonl: 2 of 2 rows cannot be used; mend or remove:",
-        "legal.jsonl:1: found the keys 'mesages' (did you mean 'messages'?), expected 'messages', "
-        "or 'prompt' and 'completion'",
-        "legal.jsonl:2: found the keys 'x', expected 'messages', or 'prompt' and 'completion'",
+        f"legal.jsonl:1: found the keys 'mesages' (did you mean 'messages'?), expected {ANY}",
+        f"legal.jsonl:2: found the keys 'x', expected {ANY}",
     ]
 
 
@@ -217,8 +229,8 @@ def test_a_given_format_is_kept_to() -> None:
 
 def test_unknown_format() -> None:
     assert problems(GOOD, fmt="message") == [
-        "unknown data format 'message' (did you mean 'messages'?); there are: messages, "
-        "prompt-completion"
+        "unknown data format 'message' (did you mean 'messages'?); there are: alpaca, messages, "
+        "prompt-completion, sharegpt, text, trace"
     ]
 
 

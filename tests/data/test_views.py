@@ -152,7 +152,8 @@ def test_unknown_view() -> None:
     with pytest.raises(DataError) as error:
         make_views(example("cats").prompt, CommonPart(), ["bear"])
     assert str(error.value) == (
-        "unknown view 'bear' (did you mean 'bare'?); there are: bare, templated"
+        "unknown view 'bear' (did you mean 'bare'?); there are: bare, framed, framed2, framed3, "
+        "templated"
     )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,13 @@ from asr.errors import ConfigError
 from asr.eval import get_scorer
 from demo import dates, triage
 from demo.domains import DOMAINS, make_domain, split_of, write
-from demo.questions import QUESTIONS
+from demo.questions import QUESTIONS, questions_for
 from demo.task import Split
 
 ROOT = Path(dates.__file__).parents[1]
+
+LONGEST = {"dates": 10, "triage": 40, "sql": 80, "arithmetic": 40}
+"""Characters of an answer: at two to a token none is longer than 40 tokens."""
 
 
 def prompts(name: str, split: Split, count: int, seed: int = 0) -> list[str]:
@@ -44,11 +48,26 @@ def test_shape_and_length(name: str) -> None:
         first, second = user["content"].split("\n")
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         assert first == DOMAINS[name].instruction
-        assert second.startswith("Message: ")
+        assert second.startswith(DOMAINS[name].lead)
         assert "{" not in second
-        assert len(assistant["content"]) <= 40
+        assert len(assistant["content"]) <= LONGEST[name]
         assert get_scorer(example["meta"]["scorer"]).higher_is_better
         json.dumps(example)
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_the_scorer_accepts_the_reference_and_refuses_other_answers(name: str) -> None:
+    examples = make_domain(name, "test", 200)
+    answers = [example["messages"][1]["content"] for example in examples]
+    scorer: Any = get_scorer(DOMAINS[name].scorer)
+    for example, answer, other in zip(examples, answers, [*answers[1:], answers[0]], strict=True):
+        assert scorer.score(answer, answer, example["meta"]) == 1.0
+        assert scorer.score("", answer, example["meta"]) == 0.0
+        same_result = name == "arithmetic" and answer.split("#")[-1] == other.split("#")[-1]
+        if other != answer and not same_result:
+            assert scorer.score(other, answer, example["meta"]) == 0.0
+        damaged = f"{answer}1" if answer[-1].isdigit() else answer[:-2]
+        assert scorer.score(damaged, answer, example["meta"]) == 0.0
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -217,6 +236,7 @@ def test_wordings_of_the_splits_are_disjoint() -> None:
 
 
 def test_questions_cover_each_domain_and_one_outside() -> None:
-    assert [q.domain for q in QUESTIONS] == [*DOMAINS, None]
+    assert {q.domain for q in QUESTIONS} == {*DOMAINS, None}
+    assert {q.domain for q in questions_for(("dates", "sql"))} == {"dates", "sql", None}
     made = {p for name in DOMAINS for p in prompts(name, "train", 500)}
     assert not any(q.text in p for q in QUESTIONS for p in made)

@@ -17,6 +17,7 @@ from asr.eval.cache import EvalCache
 from asr.eval.evaluate import EvalSet, Evaluator
 from asr.eval.history import eval_set
 from asr.eval.matrix import EvalMatrix
+from asr.model.background import read_background
 from asr.model.kept_prompts import read_kept
 from asr.model.routing import fit_router, read_domains
 from asr.router import RouterSettings
@@ -37,7 +38,10 @@ def model():
 def routers(model):
     contract = model.manifest.contract
     domains = read_domains(model.directory, ORDER, contract)
-    return [fit_router(domains[: k + 1], RouterSettings(), contract, 32) for k in range(3)]
+    others = read_background(model.directory, contract)
+    return [
+        fit_router([*domains[: k + 1], *others], RouterSettings(), contract, 32) for k in range(3)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +213,96 @@ def test_nothing_to_score_is_an_error(model, routers, tmp_path):
     empty = EvalSet("red", [], eval_set(model.manifest, "red", [], 4).common, "exact", 4)
     with pytest.raises(DataError, match="red: no examples to evaluate on"):
         Evaluator(model, EvalCache(tmp_path / "a")).extend(EvalMatrix("bare"), [empty], routers[0])
+
+
+def with_choices(example, k):
+    """The example with three choices, one of them its answer; the shortest is not the answer."""
+    choices = [f"{example.completion} and more of it", example.completion, "zu"]
+    choices = choices[k % 3 :] + choices[: k % 3]
+    return Example(example.messages, {"choices": choices}, example.source)
+
+
+@pytest.fixture
+def choosing(sets):
+    examples = [with_choices(example, k) for k, example in enumerate(sets[0].examples)]
+    return replace(sets[0], examples=examples, scorer="choice")
+
+
+def chosen_by_hand(model, prompt, choices, adapter):
+    """Log-likelihood per byte of each choice, one forward per choice, its end left out."""
+    base, values = model.base, []
+    for choice in choices:
+        turns = (*prompt, {"role": "assistant", "content": choice})
+        row = encode_example(Example(turns, {}, "x"), base.tokenizer, base.template, 512)[-1]
+        with model.applied([adapter]), torch.no_grad():
+            scores = base.model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
+        scores = scores.log_softmax(-1)
+        places = [place for place, label in enumerate(row.labels) if label != -100][:-1]
+        total = sum(float(scores[place - 1, row.labels[place]]) for place in places)
+        values.append(total / len(choice.encode()))
+    return values
+
+
+@pytest.mark.parametrize("kind", ["templated", "bare"])
+@pytest.mark.parametrize("adapter", ["red", "base"])
+def test_choices_are_compared_as_by_hand(model, choosing, tmp_path, kind, adapter):
+    expected = []
+    for example in choosing.examples:
+        prompt = make_views(example.prompt, choosing.common, [kind])[kind]
+        choices = example.meta["choices"]
+        values = chosen_by_hand(model, prompt, choices, adapter)
+        expected.append(float(choices[int(np.argmax(values))] == example.completion))
+    with EvalCache(tmp_path / "a.jsonl") as cache:
+        found = Evaluator(model, cache, batch_size=4).forced(choosing, kind, adapter)
+    assert list(found.values) == expected
+    assert found.weights is None
+
+
+def test_likelihoods_of_choices_are_summed_over_the_answer_alone(model, choosing, tmp_path):
+    example = choosing.examples[0]
+    prompt = list(example.prompt)
+    choices = example.meta["choices"]
+    with EvalCache(tmp_path / "a.jsonl") as cache:
+        evaluator = Evaluator(model, cache)
+        one = replace(choosing, examples=[example])
+        found = evaluator._choices(one, [prompt], [choices], [("red", 0)])
+    by_hand = chosen_by_hand(model, prompt, choices, "red")
+    assert found[("red", 0)] == pytest.approx(
+        [-value * len(choice.encode()) for value, choice in zip(by_hand, choices, strict=True)],
+        rel=1e-4,
+    )
+
+
+def test_choices_are_remembered(model, choosing, routers, tmp_path, monkeypatch):
+    counted = Counting(model, monkeypatch)
+    first = run(model, [choosing], routers[:1], tmp_path / "a.jsonl")
+    # three choices of each prompt; under its adapter, the base, and at most one more where routed
+    rows = {(e.prompt_key, choice) for e in choosing.examples for choice in e.meta["choices"]}
+    assert counted.generated == 0
+    assert counted.forwards == 2 * len(rows)
+    assert run(model, [choosing], routers[:1], tmp_path / "a.jsonl") == first
+    assert counted.forwards == 2 * len(rows)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_prompt_that_stands_twice_is_answered_once(model, sets, tmp_path, monkeypatch, place):
+    once = replace(sets[place], examples=sets[place].examples[:3])
+    twice = replace(once, examples=[*once.examples, *once.examples])
+    counted = Counting(model, monkeypatch)
+    with EvalCache(tmp_path / "a.jsonl") as cache:
+        found = Evaluator(model, cache).forced(twice, "templated", "red")
+    assert counted.generated + counted.forwards == 3
+    assert len(found.values) == 6 and list(found.values[:3]) == list(found.values[3:])
+
+
+def test_what_a_scorer_needs_is_missed_before_anything_runs(
+    model, routers, sets, choosing, tmp_path, monkeypatch
+):
+    counted = Counting(model, monkeypatch)
+    bad = replace(sets[1], scorer="choice")
+    with (
+        EvalCache(tmp_path / "a") as cache,
+        pytest.raises(DataError, match=r"scorer 'choice' found no 'choices' in meta"),
+    ):
+        Evaluator(model, cache).extend(EvalMatrix("bare"), [choosing, bad], routers[1])
+    assert (counted.generated, counted.forwards) == (0, 0)

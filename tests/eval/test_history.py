@@ -13,6 +13,7 @@ from asr.eval.cache import EvalCache
 from asr.eval.evaluate import Evaluator
 from asr.eval.history import extend_matrices, load_matrices, matrix_path
 from asr.eval.matrix import KINDS, EvalMatrix
+from asr.model.background import read_background
 from asr.model.routing import fit_router, read_domains
 from asr.router import RouterSettings, load_router
 from tests.routed import trained
@@ -69,9 +70,11 @@ ALL = [(kind, domain) for kind in KINDS for domain in ORDER]
 def test_routers_of_earlier_steps_are_those_of_that_time(model):
     contract = model.manifest.contract
     domains = read_domains(model.directory, ORDER, contract)
+    background = read_background(model.directory, contract)
+    assert [other.name for other in background] == ["_background"]
     for count, name in enumerate(ORDER, start=1):
         then = load_router(trained() / f"router-{name}.safetensors", contract.hash).router
-        again = fit_router(domains[:count], SETTINGS, contract, 32)
+        again = fit_router([*domains[:count], *background], SETTINGS, contract, 32)
         assert again.names == then.names
         assert np.array_equal(again.weights, then.weights)
         assert (again.threshold, again.temperature) == (then.threshold, then.temperature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from peft import PeftModel
@@ -213,3 +215,33 @@ def test_the_base_is_the_same_object_of_all_these_models():
     model = tiny_base("llama")[1].model
     assert not any(".lora_" in name for name, _ in model.named_parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "mixtral"])
+def test_rows_that_have_ended_leave_the_batch(architecture, tmp_path):
+    """The rows that go on keep their adapter, cache, mask and position."""
+    adapters = {"deep": ("one", "deep"), "other": ("one", "deep")}
+    routes = ["other", "deep", "base", "other", "deep", "base"]
+    model = routed_by_hand(tmp_path, architecture, adapters, [])
+    ids, mask = pad_left([p.input_ids for p in model.encode(PROMPTS)], 0, torch.device("cpu"))
+    split = SplitForward(model.base.model, 2)
+    state = split.prefix(ids, mask)
+    config = model._generation_config(NEW, {"eos_token_id": 1})
+    with model.applied(routes):
+        free = decode(model.base.model, state, lambda: split.suffix(state, 1), config)
+    counts = Counter(token for row in free for token in set(row[:-1]))
+    end = next(token for token, count in counts.most_common() if 2 <= count < len(routes))
+    expected = [row[: row.index(end) + 1] if end in row else row for row in free]
+
+    sizes: list[int] = []
+    handle = model.base.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = model.generate(PROMPTS, adapter=routes, max_new_tokens=NEW, eos_token_id=end)
+    handle.remove()
+    assert [answer.new_tokens for answer in found] == [len(row) for row in expected]
+    assert [answer.text for answer in found] == [
+        tiny_tokenizer().decode(row, skip_special_tokens=True) for row in expected
+    ]
+    assert sizes[0] == len(routes) > sizes[-1]
+    model.close()

@@ -197,7 +197,7 @@ def test_too_few_prompts_to_abstain(make_domain: MakeDomain, feature_map: Featur
     router = Router.fit(made, RouterSettings(), feature_map)
     assert router.threshold == -math.inf
     assert router.report.warnings[0] == (
-        "too few held-out prompts to reject 0.02 of the known ones: 49 of each view are needed,"
+        "too few held-out prompts to reject 0.01 of the known ones: 99 of each view are needed,"
         " there are bare (20), templated (20); the router never abstains"
     )
 
@@ -220,7 +220,8 @@ def test_ridge_is_chosen_and_the_table_kept(
 
 
 def test_single_domain(make_domain: MakeDomain, feature_map: FeatureMap) -> None:
-    router = Router.fit([make_domain("law", 0, feature_map)], RouterSettings(), feature_map)
+    settings = RouterSettings(abstain=0.02)
+    router = Router.fit([make_domain("law", 0, feature_map)], settings, feature_map)
     assert (router.report.ridge, router.temperature) == (DEFAULT_RIDGE, 1.0)
     decision = router.decide(np.random.default_rng(0).standard_normal((1, HIDDEN)))[0]
     assert (decision.domain, decision.margin, decision.probability) == ("law", None, 1.0)
@@ -239,8 +240,9 @@ def test_background_is_subtracted_and_never_a_route(
 ) -> None:
     made = [make_domain(name, seed, feature_map) for seed, name in enumerate("ab")]
     unknown = make_domain("world", 7, feature_map, kind="background", prompts=80)
-    plain = Router.fit(made, RouterSettings(), feature_map)
-    router = Router.fit([unknown, *made], RouterSettings(), feature_map)
+    settings = RouterSettings(abstain=0.02)
+    plain = Router.fit(made, settings, feature_map)
+    router = Router.fit([unknown, *made], settings, feature_map)
     assert router.names == ("a", "b")
     assert router.weights.shape == (HIDDEN + 1, 3)
     probes = pooled_states(7007, 200, HIDDEN)[:, 0]  # new prompts of the background's kind
@@ -252,7 +254,7 @@ def test_background_is_subtracted_and_never_a_route(
     assert router.report.background_rejected["world"]["templated"] > 0.95
     assert router.report.prompts == {"a": 40, "b": 40, "world": 80}
     assert set(router.report.domain_accuracy) == {"a", "b"}
-    alone = Router.fit([unknown, made[0]], RouterSettings(), feature_map)
+    alone = Router.fit([unknown, made[0]], settings, feature_map)
     assert not alone.report.warnings  # one domain, but something to tell it from
 
 

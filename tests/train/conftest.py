@@ -95,7 +95,7 @@ class Workshop:
             "device": "cpu",
             "dtype": "float32",
             "adapter": {"rank": 2, "alpha": 4},
-            "router": {"layer": 2},
+            "router": {"layer": 2, "background": 6},
             "training": {"epochs": 1, "batch_size": 4, "max_length": 96, "save_steps": 2},
             "eval": {"max_new_tokens": 3, "max_examples": 3},
             "domains": {
@@ -232,9 +232,9 @@ for line in sys.stdin:
 class RunServer:
     """Runs in processes of their own, forked from one that has done its imports."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: str = SERVER) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

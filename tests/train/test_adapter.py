@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import get_peft_model_state_dict
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from asr.adapters import LoraSettings, detach, resolve_placement
+from asr.adapters import LoraSettings, detach, load_adapter, resolve_placement, save_adapter
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.data.encode import encode_examples
 from asr.data.load import load_examples
-from asr.errors import AsrError, ConfigError
+from asr.errors import AdapterError, AsrError, ConfigError
 from asr.train.adapter import TrainingResult, TrainingSettings, domain_seed, train_adapter
 from asr.train.checkpoints import MARKER, latest_complete
+from tests.tiny_models import save_tiny_base
 from tests.train.conftest import write_domain
 
 SETTINGS: dict[str, Any] = {
@@ -69,21 +73,31 @@ class Bench:
         seed: int = 5,
         progress: Callable[[int, int, float | None], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        initial: Path | None = None,
+        save_to: Path | None = None,
+        start: Any = True,
+        said: list[str] | None = None,
         **changes: Any,
     ) -> tuple[dict[str, Tensor], TrainingResult]:
         model, result = train_adapter(
             self.base,
             self.rows,
             resolve_placement(self.base.model, "deep", 2),
-            LoraSettings(2, 4.0, dropout),
+            LoraSettings(2, 4.0, dropout, init_lora_weights=start),
             TrainingSettings(**{**SETTINGS, **changes}),
             seed=seed,
             checkpoints=self.folder / name,
             save_steps=3,
             progress=progress,
             callbacks=callbacks or [],
+            initial=initial,
+            announce=None if said is None else said.append,
         )
-        state = {k: v.detach().clone() for k, v in get_peft_model_state_dict(model).items()}
+        if save_to is not None:
+            save_to.mkdir()
+            save_adapter(model, save_to, domain="a", fingerprint=self.base.fingerprint, facts={})
+        found = get_peft_model_state_dict(model, save_embedding_layers=False)
+        state = {name: tensor.detach().clone() for name, tensor in found.items()}
         detach(model)
         return state, result
 
@@ -166,6 +180,17 @@ def test_a_stopped_run_ends_with_the_same_tensors(bench: Bench, step: int, dropo
     assert (second.steps, second.loss) == (result.steps, result.loss)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_part_of_a_pass_is_not_prolonged_by_a_resume(bench: Bench, schedule: str) -> None:
+    """Two views and three epochs: one pass and a half; killed after the last step, resumed."""
+    settings = {"views": ("templated", "bare"), "epochs": 3, "schedule": schedule}
+    whole, first = bench.train("a", **settings)
+    again, second = bench.train("a", **settings)
+    assert first.steps == second.steps < 3 * 5
+    assert equal(whole, again)
+    assert (second.loss, second.tokens) == (first.loss, 0)
+
+
 def test_dropout_plays_a_part(bench: Bench) -> None:
     assert not equal(bench.train("a", 0.0)[0], bench.train("b", 0.2)[0])
 
@@ -223,11 +248,33 @@ def test_max_steps_ends_a_run_early_and_never_repeats_the_data(bench: Bench) -> 
     assert capped.steps == whole.steps
 
 
-def test_gradient_checkpointing_changes_no_result(bench: Bench) -> None:
-    plain, _ = bench.train("a")
-    recomputed, _ = bench.train("b", gradient_checkpointing=True)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "qwen3", "gemma3", "mixtral"])
+def test_gradient_checkpointing_changes_no_result(tmp_path: Path, architecture: str) -> None:
+    folder = save_tiny_base(tmp_path / "base", architecture)
+    bench = Bench(load_base(str(folder), device="cpu", dtype="float32"), tmp_path)
+    frozen, cached = tensors_hash(bench.base.model), bench.base.model.config.use_cache
+    seen: list[tuple[bool, bool]] = []
+
+    class Look(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **kw: Any) -> None:
+            embeddings = bench.base.model.get_input_embeddings()
+            ids = torch.tensor([[5, 6]])
+            recomputing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+            seen.append((recomputing, embeddings(ids).requires_grad))
+
+    plain, _ = bench.train("a", dropout=0.1, callbacks=[Look()])
+    recomputed, _ = bench.train("b", dropout=0.1, callbacks=[Look()], gradient_checkpointing=True)
     for name, tensor in plain.items():
         torch.testing.assert_close(recomputed[name], tensor, rtol=1e-5, atol=1e-7)
+    # recomputed it was, and no gradient went below the adapters
+    assert seen == [(False, False)] * 10 + [(True, False)] * 10
+    # the base is shared: nothing of it stays
+    model = bench.base.model
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert (tensors_hash(model), model.config.use_cache) == (frozen, cached)
+    again, _ = bench.train("c", dropout=0.1)
+    assert equal(plain, again)
 
 
 def test_a_loss_that_is_no_number_is_an_error(bench: Bench) -> None:
@@ -265,3 +312,115 @@ def test_several_accelerators_without_a_launcher_train_on_one(
     monkeypatch.setattr("asr.train.adapter.TrainingArguments", ManyDevices)
     _, result = bench.train()
     assert result.steps == 10  # four times the batch would be 4 steps
+
+
+def test_a_new_adapter_starts_from_a_saved_one(bench: Bench, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    parent, _ = bench.train("parent", save_to=saved)
+    frozen, _ = bench.train("still", initial=saved, max_steps=1, learning_rate=1e-30)
+    assert equal(frozen, parent)
+    further, _ = bench.train("child", initial=saved)
+    assert not equal(further, parent)
+    assert not equal(further, bench.train("scratch")[0])
+    assert equal(load_adapter(saved).tensors, parent)
+
+
+def test_a_checkpoint_rules_over_the_adapter_to_start_from(bench: Bench, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    bench.train("parent", seed=8, save_to=saved)
+    whole, _ = bench.train("whole", initial=saved)
+    with pytest.raises(Stop):
+        bench.train("cut", initial=saved, progress=stop_at(5))
+    resumed, _ = bench.train("cut", initial=saved)
+    assert equal(whole, resumed)
+    with pytest.raises(Stop):
+        bench.train("gone", initial=saved, progress=stop_at(5))
+    assert equal(whole, bench.train("gone", initial=tmp_path / "not read")[0])
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "mica", "orthogonal"])
+def test_a_stopped_run_over_a_rewritten_base_ends_with_the_same_tensors(
+    bench: Bench, tmp_path: Path, start: str
+) -> None:
+    frozen, names = tensors_hash(bench.base.model), list(bench.base.model.state_dict())
+    whole, _ = bench.train("whole", 0.1, start=start, save_to=tmp_path / "one")
+    assert tensors_hash(bench.base.model) == frozen
+    for step in (2, 5):
+        with pytest.raises(Stop):
+            bench.train("cut", 0.1, start=start, progress=stop_at(step))
+        assert tensors_hash(bench.base.model) == frozen
+        assert list(bench.base.model.state_dict()) == names
+    torch.rand(5)
+    resumed, _ = bench.train("cut", 0.1, start=start, save_to=tmp_path / "other")
+    assert equal(whole, resumed)
+    one, other = load_adapter(tmp_path / "one"), load_adapter(tmp_path / "other")
+    assert one.sha256 == other.sha256
+    assert one.rank == (2 if start in ("mica", "orthogonal") else 4)
+
+
+def test_a_rank_that_doubles_is_said(bench: Bench) -> None:
+    said: list[str] = []
+    bench.train("a", start="pissa", said=said, max_steps=1)
+    bench.train("b", start="gaussian", said=said, max_steps=1)
+    assert said == [
+        "pissa: trains over a rewritten base, which is given back; the adapter is saved as plain "
+        "LoRA of rank 4, twice 2"
+    ]
+
+
+def test_a_copy_and_an_initialisation_exclude_each_other(bench: Bench, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    bench.train("a", max_steps=1, save_to=saved)
+    with pytest.raises(AdapterError) as caught:
+        bench.train("b", initial=saved, start="pissa")
+    assert str(caught.value) == (
+        f"an adapter starts from a saved one ({saved}) or by init_lora_weights pissa, not both; "
+        "leave one out"
+    )
+
+
+def test_grouping_by_length_pads_less_and_goes_on_where_it_stopped(bench: Bench) -> None:
+    padded: dict[str, list[int]] = {"a": [], "whole": []}
+
+    class Count(TrainerCallback):  # type: ignore[misc]
+        """Counts padding, by the batches that the model is given."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, model: Any, **kw: Any
+        ) -> None:
+            def look(module: Any, args: Any, kwargs: Any) -> None:
+                padded[self.name].append(int((kwargs["attention_mask"] == 0).sum()))
+
+            self.handle = model.register_forward_pre_hook(look, with_kwargs=True)
+
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+            self.handle.remove()
+
+    data = load_examples(write_domain(bench.folder / "many.jsonl", "red", 66), name="red")
+    bench.rows = encode_examples(data.examples, bench.base.tokenizer, bench.base.template, 96).rows
+    plain, _ = bench.train("a", callbacks=[Count("a")])
+    whole, _ = bench.train("whole", callbacks=[Count("whole")], group_by_length=True)
+    assert not equal(plain, whole)
+    assert sum(padded["whole"]) < 0.5 * sum(padded["a"])
+    assert padded["whole"][:17] != padded["whole"][17:]  # another order in the second epoch
+    for step in (5, 22):  # in the first epoch, and in the second
+        with pytest.raises(Stop):
+            bench.train(f"cut {step}", group_by_length=True, progress=stop_at(step))
+        resumed, _ = bench.train(f"cut {step}", group_by_length=True)
+        assert equal(whole, resumed)
+
+
+def test_checkpoints_ask_nobody_for_the_base(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(name: str, *args: Any, **kwargs: Any) -> bool:
+        raise AssertionError(f"asked the hub for {name}")
+
+    monkeypatch.setattr(peft.utils.save_and_load, "check_file_exists_on_hf_hub", ask)
+    bench.base.resolved = replace(bench.base.resolved, name="a-name-of-the-hub")
+    bench.train("a", save_to=tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "a-name-of-the-hub"

@@ -94,6 +94,7 @@ def plan(*domains: str | DomainPlan, **changes: Any) -> RunPlan:
         ),
         (ledger(b="training"), plan(domain("b", B)), Resume(("b",), restart=("b",))),
         (ledger(b="training"), plan("b", seed=1), Resume(("b",), restart=("b",))),
+        (ledger(b="training"), plan("b", quantisation="nf4"), Resume(("b",), restart=("b",))),
         (ledger(a="pending", b="pending"), plan("b", "a"), Resume(("b", "a"))),
         (ledger(a="done", b="pending", c="training"), plan("a"), Resume((), (), ("b", "c"))),
         (ledger(a="done", b="pending"), plan("a", "x", "b"), Resume(("x", "b"))),
@@ -165,6 +166,10 @@ UNDO = "; undo the change, or train into a new folder"
         (
             plan("a", "b", seed=1),
             "seed changed: 0 -> 1, and domains 'a', 'b' are finished with it",
+        ),
+        (
+            plan("a", "b", quantisation="nf4"),
+            "quantisation changed: null -> nf4, and domains 'a', 'b' are finished with it",
         ),
         (
             plan("a", "b", base_fingerprint=B),

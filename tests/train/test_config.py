@@ -48,6 +48,17 @@ def test_the_sections_were_all_looked_at() -> None:
     }
 
 
+ADAPTER = {
+    "placement": "deep",
+    "rank": 8,
+    "alpha": 16.0,
+    "dropout": 0.0,
+    "use_rslora": False,
+    "init_lora_weights": True,
+    "init_from": "none",
+}
+
+
 def test_defaults() -> None:
     config = build_config(raw())
     assert config.plain() == {
@@ -55,8 +66,9 @@ def test_defaults() -> None:
         "seed": 0,
         "device": "auto",
         "dtype": "auto",
+        "quantisation": None,
         "keep_eval": True,
-        "adapter": {"placement": "deep", "rank": 8, "alpha": 16.0, "dropout": 0.0},
+        "adapter": ADAPTER,
         "router": {
             "layer": None,
             "two_pass": False,
@@ -64,20 +76,24 @@ def test_defaults() -> None:
             "ridge": None,
             "absolute_ridge": None,
             "expansion": 0,
-            "abstain": 0.02,
-            "views": ["templated", "bare"],
+            "abstain": 0.01,
+            "views": ["templated", "bare", "framed", "framed2", "framed3"],
+            "background": 384,
         },
         "training": {
             "epochs": 2,
             "batch_size": None,
             "learning_rate": None,
             "schedule": "cosine",
+            "views": ["templated", "bare"],
             "warmup": 0.03,
             "weight_decay": 0.0,
             "max_length": 1024,
             "max_grad_norm": 1.0,
             "save_steps": None,
             "gradient_checkpointing": False,
+            "group_by_length": False,
+            "report_to": [],
             "max_steps": None,
         },
         "eval": {"max_examples": 200, "max_new_tokens": 256, "batch_size": 16},
@@ -90,8 +106,8 @@ def test_defaults() -> None:
                 "format": None,
                 "limit": None,
                 "max_new_tokens": None,
-                "adapter": {"placement": "deep", "rank": 8, "alpha": 16.0, "dropout": 0.0},
-                "training": config.training.model_dump(),
+                "adapter": ADAPTER,
+                "training": config.training.model_dump(mode="json"),
             }
         },
     }
@@ -151,8 +167,8 @@ def test_the_library_may_build_a_config_from_parts() -> None:
 
 D = "domains.legal"
 TRAINING_KEYS = (
-    "epochs, batch_size, learning_rate, schedule, warmup, weight_decay, max_length, "
-    "max_grad_norm, save_steps, gradient_checkpointing, max_steps"
+    "epochs, batch_size, learning_rate, schedule, views, warmup, weight_decay, max_length, "
+    "max_grad_norm, save_steps, gradient_checkpointing, group_by_length, report_to, max_steps"
 )
 PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
 
@@ -168,7 +184,7 @@ PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
         (
             {"trainin": {}},
             "unknown key 'trainin' (did you mean 'training'?); the config has: base, seed, device, "
-            "dtype, keep_eval, adapter, router, training, eval, domains",
+            "dtype, quantisation, keep_eval, adapter, router, training, eval, domains",
         ),
         (
             {"domains": {"legal": {"train": "x", "training": {"zzz": 1}}}},
@@ -238,17 +254,22 @@ PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
         ),
         (
             {"router": {"views": []}},
-            "router.views is empty (Forms in which each training prompt is shown to the router)",
+            "router.views: got [], expected a list of views (templated, bare, framed, framed2, "
+            "framed3)",
         ),
         (
             {"router": {"views": ["bare", "templatd"]}},
-            "router.views.1: got 'templatd' (did you mean 'templated'?), expected 'templated' or "
-            "'bare'",
+            "router.views: unknown view 'templatd' (did you mean 'templated'?); there are: bare, "
+            "framed, framed2, framed3, templated",
         ),
-        ({"router": {"views": "bare"}}, "router.views: got 'bare', expected a list"),
+        (
+            {"training": {"views": "bare"}},
+            "training.views: got 'bare', expected a list of views (templated, bare, framed, "
+            "framed2, framed3)",
+        ),
         (
             {"router": {"views": ["bare", "bare"]}},
-            "router: views names one twice: [bare, bare]",
+            'router.views: got ["bare", "bare"], expected a list of views without repetitions',
         ),
         (
             {"router": {"ridge": 0.1, "absolute_ridge": 1}},
@@ -279,7 +300,8 @@ PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
         ),
         (
             {"domains": {"legal": {"train": "x", "scorer": "exakt"}}},
-            "unknown scorer 'exakt' (did you mean 'exact'?); there are: exact, label, loss, number",
+            "unknown scorer 'exakt' (did you mean 'exact'?); there are: choice, exact, f1, label, "
+            "loss, number, python, rouge_l, sql",
         ),
         (
             {"domains": {"legal": {"train": "x", "limit": 0}}},

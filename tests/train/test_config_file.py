@@ -97,12 +97,12 @@ def test_all_errors_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
         "  base is missing (Folder, hub id, .gguf file, or built-in: smollm2-135m)",
         "  training.epochs: got 0, expected at least 1 (set on the command line)",
         "  line 1: unknown key 'sed' (did you mean 'seed'?); the config has: base, seed, device, "
-        "dtype, keep_eval, adapter, router, training, eval, domains",
+        "dtype, quantisation, keep_eval, adapter, router, training, eval, domains",
         "  line 3: training.warmup: got 'much', expected a number",
         "  line 5: domain name 'Legal Docs' is not allowed: use lower-case letters, digits, '-' "
         "and '_', starting with a letter or a digit, at most 64 characters (try 'legal-docs')",
-        "  line 8: unknown scorer 'exakt' (did you mean 'exact'?); there are: exact, label, loss, "
-        "number",
+        "  line 8: unknown scorer 'exakt' (did you mean 'exact'?); there are: choice, exact, f1, "
+        "label, loss, number, python, rouge_l, sql",
         "  line 9: domains.c.train is missing (Training examples)",
     ]
 

@@ -73,7 +73,9 @@ def test_a_new_domain_may_come_in_any_order() -> None:
     assert result["domains"]["law"] == {"training": {"epochs": 1}, "train": "/cwd/x"}
 
 
-KEYS = "base, seed, device, dtype, keep_eval, adapter, router, training, eval, domains"
+KEYS = (
+    "base, seed, device, dtype, quantisation, keep_eval, adapter, router, training, eval, domains"
+)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +109,12 @@ KEYS = "base, seed, device, dtype, keep_eval, adapter, router, training, eval, d
             "override 'eval.max_exampels=3': unknown key 'eval.max_exampels' (did you mean "
             "'max_examples'?); 'eval' has: max_examples, max_new_tokens, batch_size",
         ),
+        ("adapter.r=3", "override 'adapter.r=3': r is called rank here"),
         (
             "domains.legal.adapter.rnk=3",
             "override 'domains.legal.adapter.rnk=3': unknown key 'domains.legal.adapter.rnk' (did "
-            "you mean 'rank'?); 'domains.legal.adapter' has: placement, rank, alpha, dropout",
+            "you mean 'rank'?); 'domains.legal.adapter' has: placement, rank, alpha, dropout, "
+            "use_rslora, init_lora_weights, init_from",
         ),
         (
             "domains.leagl.limit=3",

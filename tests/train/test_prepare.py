@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asr.base.load import LoadedBase, load_base
-from asr.errors import AdapterError, ConfigError, RouterError
+from asr.errors import AdapterError, ConfigError, DataError, RouterError
 from asr.train.prepare import (
     PreparedDomain,
     feature_contract,
@@ -39,7 +40,41 @@ def test_the_cuts_share_no_prompt_and_lose_none(shop: Workshop, base: LoadedBase
     assert train and dev and not train & dev
     assert len(train) + len(dev) == 24
     assert 0 < data.calibration < len(train)
-    assert len(data.encoded.rows) == len(data.train)
+    assert len(data.encoded.rows) == 2 * len(data.train)  # templated and bare
+
+
+def test_every_example_is_trained_on_in_every_view_within_the_same_epochs(
+    shop: Workshop, base: LoadedBase
+) -> None:
+    both = prepared(shop, base, training__epochs=3)
+    one = prepared(shop, base, training__epochs=3, training__views=["templated"])
+    assert both.data is not None and both.settings is not None
+    assert one.data is not None and one.settings is not None
+    count = len(both.data.train)
+    assert both.data.views == ("templated", "bare")
+    texts = [base.tokenizer.decode(row.input_ids) for row in both.data.encoded.rows]
+    assert all("Say the colour of it." in text for text in texts[:count])
+    assert not any("Say the colour of it." in text for text in texts[count:])
+    answers = [[i for i in row.labels if i >= 0] for row in both.data.encoded.rows]
+    assert answers[:count] == answers[count:]
+    assert both.data.encoded.rows[:count] == one.data.encoded.rows
+    # batches of 4: 1.5 passes over twice the rows are 3 epochs
+    assert both.settings.passes == 1.5
+    assert both.settings.steps(2 * count) == -(-3 * -(-2 * count // 4) // 2)
+    assert one.settings.steps(count) == 3 * -(-count // 4)
+    assert both.data.encoded.report.examples == count
+    assert both.data.encoded.report.rows == 2 * count
+
+
+def test_views_that_show_the_same_are_one(shop: Workshop, base: LoadedBase) -> None:
+    path = shop.folder / "plain.jsonl"
+    rows = [{"prompt": f"{i} is what", "completion": str(i)} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = prepared(shop, base, {"train": str(path)})
+    assert domain.data is not None and domain.settings is not None
+    assert domain.data.views == domain.settings.views == ("templated",)
+    assert domain.settings.passes == 1
+    assert domain.training_record()["views"] == ["templated"]
 
 
 def test_rules_fill_what_is_open_and_only_that(shop: Workshop, base: LoadedBase) -> None:
@@ -137,3 +172,11 @@ def test_combinations_that_the_solver_cannot_follow(shop: Workshop) -> None:
         shop.config(["red"], router__solver="rls", router__absolute_ridge=0.1).router
     )
     assert (settings.solver, settings.absolute_ridge) == ("rls", 0.1)
+
+
+def test_what_a_scorer_needs_is_missed_before_training(shop: Workshop, base: LoadedBase) -> None:
+    with pytest.raises(DataError) as caught:
+        prepared(shop, base, {"scorer": "python"})
+    summary, line, *_ = str(caught.value).splitlines()
+    assert summary.startswith("red: scorer 'python' cannot score ")
+    assert "scorer 'python' found no 'tests' in meta, expected meta.tests; write e.g." in line

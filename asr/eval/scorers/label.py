@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from asr.eval.registry import register
+from asr.eval.scorers.meta import references_of, require_references
+
+if TYPE_CHECKING:
+    from asr.data.formats import Example
 
 # Sentence marks, quotes and brackets only: '+', '#', '-', '_', '%' and '&' can tell labels apart
 # ("c++" and "c#"), so they stay.
@@ -24,7 +28,9 @@ def normalise_label(text: str) -> str:
 
 @register
 class LabelScorer:
-    """1.0 where both texts normalise to the same label, else 0.0.
+    """1.0 where the prediction normalises to the same label as a reference, else 0.0.
+
+    References are the completion and, where there are any, ``meta.references``.
 
     Left out on purpose: finding the label inside a sentence ("the answer is yes"). It would count
     "not yes" as right; a model trained on the domain answers with the label alone.
@@ -34,6 +40,16 @@ class LabelScorer:
     needs: Literal["text"] = "text"
     higher_is_better = True
 
+    def requires(self, example: Example) -> None:
+        """Refuse ``meta.references`` that are not texts.
+
+        Raises:
+            DataError: the example's source, what was found and what is expected.
+        """
+        require_references(example, self.name)
+
     def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
         """Return 1.0 or 0.0."""
-        return float(normalise_label(prediction) == normalise_label(reference))
+        return float(
+            normalise_label(prediction) in map(normalise_label, references_of(reference, meta))
+        )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from asr.errors import DataError
 from asr.eval.registry import register
+
+if TYPE_CHECKING:
+    from asr.data.formats import Example
 
 MARKER = "####"
 """What GSM8K writes before the answer (Cobbe et al., 2021, arXiv:2110.14168)."""
@@ -58,6 +61,17 @@ class NumberScorer:
     name = "number"
     needs: Literal["text"] = "text"
     higher_is_better = True
+
+    def requires(self, example: Example) -> None:
+        """Refuse an example whose answer holds no number.
+
+        Raises:
+            DataError: the example's source, and what was found.
+        """
+        try:
+            self.score("", example.completion, example.meta)
+        except DataError as error:
+            raise DataError(f"{example.source}: {error}") from error
 
     def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
         """Return 1.0 or 0.0.

@@ -1,0 +1,1 @@
+"""Malformed data files and configs, generated; run by ``benchmarks.malformed_inputs``."""
