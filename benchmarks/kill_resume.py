@@ -1,13 +1,17 @@
 """Kill a training run at moments spread over the whole of it, resume, and compare.
 
     python benchmarks/kill_resume.py [--kills 20] [--mode each|all|both] [--keep FOLDER]
+                                     [--config configs/eight_domains.yaml]
 
-A tiny random base and three tiny domains are made here; nothing is fetched. First one run is left
-alone. Then, in mode ``each``, every run is killed once (SIGKILL), each at another moment, from the
-start of the run to its last save, and resumed to its end; in mode ``all`` one single run takes all
-the kills. Each directory that comes out is compared with the undisturbed one: adapters, router
-statistics, router, matrices and kept prompts byte for byte, ledger without times and paths, and no
-file more or less. Prints a table and a last line "N of N equal"; exits 1 if one differs.
+A tiny random base and three tiny domains are made here; nothing is fetched. ``--config`` takes the
+domains of a config instead (their files, scorers and order; 16 examples of each).
+
+First one run is left alone. Then, in mode ``each``, every run is killed once (SIGKILL), each at
+another moment, from the start of the run to its last save, and resumed to its end; in mode ``all``
+one single run takes all the kills. Each directory that comes out is compared with the undisturbed
+one: adapters, router statistics, router, matrices and kept prompts byte for byte, ledger without
+times and paths, and no file more or less. Prints a table and a last line "N of N equal"; exits 1 if
+one differs.
 
 The moments count from where the run begins to touch its directory, so none is lost on imports. What
 a run was doing when it was killed is read from the directory that it left.
@@ -49,9 +53,9 @@ base: base
 device: cpu
 dtype: float32
 adapter: {rank: 2, alpha: 4, dropout: 0.1}
-router: {layer: 2}
-training: {epochs: 2, batch_size: 4, max_length: 128, save_steps: 2}
-eval: {max_new_tokens: 6}
+router: {layer: 2, background: 12}
+training: {epochs: 2, batch_size: 4, max_length: 512, save_steps: 2}
+eval: {max_new_tokens: 6, max_examples: 4}
 domains:
 """
 
@@ -119,6 +123,20 @@ def make_workplace(folder: Path, rows: int = 48) -> Path:
         text = "".join(json.dumps(example) + "\n" for example in examples)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         lines.append(f"  {name}: {{train: {name}.jsonl}}\n")
+    config = folder / "config.yaml"
+    config.write_text("".join(lines), encoding="utf-8")
+    return config
+
+
+def borrow_domains(folder: Path, source: Path) -> Path:
+    """Write the tiny base, and a config over the domains of ``source``; return its path."""
+    import asr
+
+    make_base(folder / "base")
+    lines = [CONFIG]
+    for name, domain in asr.load_config(source).domains.items():
+        own = {"train": str(domain.train), "scorer": domain.scorer, "limit": 16}
+        lines.append(f"  {name}: {json.dumps(own)}\n")
     config = folder / "config.yaml"
     config.write_text("".join(lines), encoding="utf-8")
     return config
@@ -304,15 +322,18 @@ def all_kills_in_one(
 
 def main() -> int:
     """Run both modes; exit status 1 where a directory differs."""
+    import asr
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--mode", choices=("each", "all", "both"), default="both")
     parser.add_argument("--keep", type=Path, help="work here and leave the directories")
+    parser.add_argument("--config", type=Path, help="take the domains of this config")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        config = make_workplace(folder)
+        config = borrow_domains(folder, given.config) if given.config else make_workplace(folder)
         process = start(config, folder / "whole")
         began = time.perf_counter()
         process.communicate(timeout=600)
@@ -320,7 +341,8 @@ def main() -> int:
         if process.returncode:
             raise SystemExit("the undisturbed run failed")
         whole = contents(folder / "whole")
-        print(f"undisturbed run: {length:.2f} s, {len(DOMAINS)} domains, {len(whole)} files\n")
+        count = len(asr.load_config(config).domains)
+        print(f"undisturbed run: {length:.2f} s, {count} domains, {len(whole)} files\n")
         good = True
         if given.mode in ("each", "both"):
             good &= one_kill_each(config, folder, given.kills, length, whole) == given.kills
