@@ -3,8 +3,8 @@
     python -m benchmarks.solver_decisions MODEL [--max-examples 200]
 
 Both routers are fitted from the statistics in MODEL and decide on the recorded test files,
-templated and bare. ``rls`` keeps an absolute ridge, the direct solve one chosen on held-out prompts;
-the third line gives the direct solve that absolute ridge too, where the two must agree.
+templated and bare. ``rls`` keeps an absolute ridge, the direct solve one chosen on held-out
+prompts; the third line gives the direct solve that absolute ridge too, where the two must agree.
 """
 
 from __future__ import annotations
