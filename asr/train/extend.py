@@ -42,6 +42,7 @@ from asr.model.routing import read_domains, store_domain
 from asr.model.switch import complete_switch
 from asr.router import RouterSettings
 from asr.train.adapter import TrainingResult
+from asr.train.check_data import check_data
 from asr.train.config import TrainConfig
 from asr.train.config_file import check_files
 from asr.train.domain import DomainRun, data_entry
@@ -109,6 +110,7 @@ def extend_domain(
         manifest = processes.on_main(lambda: _open(directory, lock))
         _require_extendable(manifest, name, resume)
         check_files(config)
+        check_data(config, [name])
         shared = config.device == "auto" and processes.count > 1
         base = load_base(
             config.base,
