@@ -48,12 +48,13 @@ def test_a_shipped_config_runs_by_the_command_that_it_opens_with(
     assert all(word.partition("=")[0].split(".")[1] in config.domains for word in given)
     # the same on a tiny base and data of its own: two steps each
     draw = random.Random(0)
+    meta = {"tests": ["assert True"], "choices": ["0", "1"], "gold": 0}  # whatever a scorer reads
     changes = [f"base={save_tiny_base(tmp_path / 'base')}", "device=cpu", "dtype=float32"]
     changes += ["router.background=6", "training.max_steps=2", "eval.max_examples=2"]
     for name in config.domains:
         file = tmp_path / f"{name}.jsonl"
         rows = [
-            {"prompt": f"Do {name}.\n{name} {i} {draw.randint(0, 99)}", "completion": f"{i}"}
+            {"prompt": f"Do {name}.\n{name} {i} {draw.randint(0, 99)}", "completion": f"{i}", "meta": meta}
             for i in range(16)
         ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
