@@ -4,7 +4,7 @@
                                      [--config configs/eight_domains.yaml]
 
 A tiny random base and three tiny domains are made here; nothing is fetched. ``--config`` takes the
-domains of a config instead (their files, scorers and order; 16 examples of each).
+domains of a config instead (their files, scorers and order; 12 examples of each).
 
 First one run is left alone. Then, in mode ``each``, every run is killed once (SIGKILL), each at
 another moment, from the start of the run to its last save, and resumed to its end; in mode ``all``
@@ -135,7 +135,7 @@ def borrow_domains(folder: Path, source: Path) -> Path:
     make_base(folder / "base")
     lines = [CONFIG]
     for name, domain in asr.load_config(source).domains.items():
-        own = {"train": str(domain.train), "scorer": domain.scorer, "limit": 16}
+        own = {"train": str(domain.train), "scorer": domain.scorer, "limit": 12}
         lines.append(f"  {name}: {json.dumps(own)}\n")
     config = folder / "config.yaml"
     config.write_text("".join(lines), encoding="utf-8")

@@ -84,6 +84,7 @@ class Evaluator:
         self.cache = cache
         self.batch_size = batch_size
         self.progress = progress
+        self._seen: dict[tuple[str, str], tuple[EvalSet, Any]] = {}
 
     def extend(self, matrix: EvalMatrix, sets: Sequence[EvalSet], router: Router) -> None:
         """Append the row of the newest domain: every set scored under ``router``.
@@ -107,7 +108,7 @@ class Evaluator:
         for evaluated in sets:
             prompts = self._prompts(evaluated, matrix.kind)
             everyone = range(len(prompts))
-            pooled = self.model.embed(self.model.encode(prompts))
+            pooled = self._embedded(evaluated, matrix.kind, prompts)
             chosen = [decision.route for decision in router.decide(pooled)]
             routed = list(zip(chosen, everyone, strict=True))
             oracle = [(evaluated.domain, i) for i in everyone]
@@ -151,6 +152,16 @@ class Evaluator:
             make_views(example.prompt, evaluated.common, [kind])[kind]
             for example in evaluated.examples
         ]
+
+    def _embedded(
+        self, evaluated: EvalSet, kind: str, prompts: Sequence[list[dict[str, str]]]
+    ) -> Any:
+        """Pooled features (n, d) of a set: the same in every row of a matrix, so made once."""
+        seen = self._seen.get((evaluated.domain, kind))
+        if seen is None or seen[0] is not evaluated:
+            seen = (evaluated, self.model.embed(self.model.encode(prompts)))
+            self._seen[evaluated.domain, kind] = seen
+        return seen[1]
 
     def _score(
         self,
