@@ -100,7 +100,7 @@ class Story:
 
     Attributes:
         config: of all domains of the form.
-        base: loaded once, for the one LoRA and for scoring; ``train_sequence`` loads its own.
+        base: loaded once, for all of it.
         domains: prepared, in order.
         sets: their test sets.
         out: folder of this form.
@@ -184,6 +184,7 @@ class Story:
                 self.model,
                 resume=True,
                 watcher=narrator,
+                base=self.base,
             )
             narrator.leave()
             result = narrator.take_result()

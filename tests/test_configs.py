@@ -54,7 +54,11 @@ def test_a_shipped_config_runs_by_the_command_that_it_opens_with(
     for name in config.domains:
         file = tmp_path / f"{name}.jsonl"
         rows = [
-            {"prompt": f"Do {name}.\n{name} {i} {draw.randint(0, 99)}", "completion": f"{i}", "meta": meta}
+            {
+                "prompt": f"Do {name}.\n{name} {i} {draw.randint(0, 99)}",
+                "completion": f"{i}",
+                "meta": meta,
+            }
             for i in range(16)
         ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -60,6 +60,7 @@ def train_sequence(
     trust_remote_code: bool = False,
     watcher: Watcher | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    base: LoadedBase | None = None,
 ) -> Manifest:
     """Train all domains of a config, in order.
 
@@ -73,6 +74,8 @@ def train_sequence(
         watcher: told what happens.
         callbacks: further callbacks of the Trainer, for every domain. One that changes the training
             (stops it early, say) changes what a resumed run repeats.
+        base: the config's base where the caller has loaded it already; it comes back unchanged.
+            None loads it.
 
     Returns:
         The manifest of the finished run.
@@ -104,15 +107,21 @@ def train_sequence(
         check_files(config, unpublished)
         check_data(config, unpublished)
         check_trackers(t for name in unpublished for t in config.domains[name].training.report_to)
-        base = load_base(
-            config.base,
-            device=_device(config, processes),
-            dtype=config.dtype,
-            quantisation=config.quantisation,
-            template_text=_stored_template(directory, earlier, config.base),
-            trust_remote_code=trust_remote_code,
-            say=watcher.say,
-        )
+        if base is None:
+            base = load_base(
+                config.base,
+                device=_device(config, processes),
+                dtype=config.dtype,
+                quantisation=config.quantisation,
+                template_text=_stored_template(directory, earlier, config.base),
+                trust_remote_code=trust_remote_code,
+                say=watcher.say,
+            )
+        elif base.name != config.base:
+            raise ConfigError(
+                f"the base that is loaded is '{base.name}', the config names '{config.base}'; load "
+                "that one, or leave it to train_sequence"
+            )
         contract = feature_contract(config, base)
         forward = make_forward(base, contract.layer, config.router.two_pass)
         domains = prepare_domains(config, base, contract.layer, processes.count, published)

@@ -309,3 +309,16 @@ def test_features_are_finite_and_counted(shop: Workshop) -> None:
     assert entry.router.prompts == entry.data.train - entry.data.calibration
     tensors = load_file(out.router)
     assert all(np.isfinite(t).all() for t in tensors.values() if t.dtype.kind == "f")
+
+
+def test_a_base_that_is_loaded_already_is_used_and_comes_back(shop: Workshop) -> None:
+    loaded = load_base(str(shop.base), device="cpu", dtype="float32")
+    frozen = tensors_hash(loaded.model)
+    config = shop.config(["red"])
+    train_sequence(config, shop.folder / "given", base=loaded)
+    train_sequence(config, shop.folder / "own")
+    assert tensors_hash(loaded.model) == frozen
+    assert_equal_runs(ModelDirectory(shop.folder / "given"), ModelDirectory(shop.folder / "own"))
+    other = config.model_copy(update={"base": "elsewhere"})
+    with pytest.raises(ConfigError, match=r"the base that is loaded is '.*', the config names 'el"):
+        train_sequence(other, shop.folder / "other", base=loaded)
