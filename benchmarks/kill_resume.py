@@ -95,7 +95,7 @@ def make_base(folder: Path) -> None:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=2048,
             pad_token_id=0,
             eos_token_id=2,
         )
