@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asr.base.chat_template import ChatTemplate
@@ -219,8 +220,20 @@ def _load_model(
     model.eval()
     keep_as_stored(model)
     require_whole_blocks(model, resolved.name)
+    _feed_head_contiguously(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _feed_head_contiguously(model: PreTrainedModel) -> None:
+    """Copy what enters the language-model head where it is a slice of the positions.
+
+    For b rows of a slice PyTorch's linear copies the weight b times: on a prefill of 64 prompts of
+    smollm2-135m, which asks for the last position's logits only, 3.6 GB and three seconds.
+    """
+    head: nn.Module | None = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda module, args: tuple(x.contiguous() for x in args))
 
 
 def _require_complete(resolved: ResolvedBase, loading: dict[str, Any]) -> None:

@@ -61,6 +61,21 @@ def test_dtype_is_what_was_asked_for_and_the_fingerprint_does_not_depend_on_it(f
     assert base.fingerprint == load(folder).fingerprint
 
 
+def test_the_head_gets_the_last_position_in_one_piece(folder):
+    """A slice of the positions would make PyTorch copy the head's weight once per prompt."""
+    model = load(folder).model
+    met = []
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: met.append((args[0].shape, args[0].is_contiguous()))
+    )
+    ids = torch.arange(5, 35).reshape(3, 10)
+    with torch.no_grad():
+        everything = model(ids).logits
+        last = model(ids, logits_to_keep=1).logits
+    assert met == [((3, 10, 32), True), ((3, 1, 32), True)]
+    torch.testing.assert_close(last, everything[:, -1:])
+
+
 def test_a_stored_template_is_used_instead_of_the_tokenizers(folder):
     own = load(folder).template
     other = load(folder, template_text=own.text.replace("im_start", "im_begin")).template
