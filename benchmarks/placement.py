@@ -1,0 +1,346 @@
+"""Where should the adapter sit? Placements trained alike, scored alike, each at its own best rate.
+
+    python -m benchmarks.placement DATA WORK [--probe WORK/probe/probe.json] [--seeds 1]
+    python -m benchmarks.placement DATA WORK --report
+    python -m benchmarks.placement DATA WORK --decode
+
+Four real domains (DATA/<domain>/{train,test}.jsonl), 240 training, 60 dev and 60 test examples of
+each, the first of a seeded shuffle. Every placement is trained on every domain with the same rows,
+order, epochs and batch. Its learning rate is chosen on the dev examples of one domain (wikisql)
+with the first seed, from a grid of factor 3 around the rule's rate that is extended until the best
+rate is not at its edge. The other domains and seeds take that rate. Test examples are scored once,
+with the chosen rate. Seeds are the outermost loop: stopped at any time, what is there is a fair
+table.
+
+Everything lies in WORK: ``runs.jsonl`` has one line per finished training, and the same command
+goes on where it was stopped. ``--report`` prints the table of what is there: test scores with 95%
+intervals, and paired differences from ``deep`` over the same prompts (bootstrap). ``--decode``
+times generation with each placement against the bare base, interleaved.
+
+PAGE's and PLoP's choices come from ``probe.json`` (``asr probe`` on the training rows); placements
+that need it are left out without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asr.adapters import linear_modules
+from asr.base.layers import default_router_layer
+from asr.base.load import LoadedBase, load_base
+from asr.data.load import load_examples
+from asr.data.views import CommonPart
+from asr.eval.cache import EvalCache
+from asr.eval.evaluate import EvalSet, Evaluator
+from asr.eval.intervals import mean_interval
+from asr.model.opening import make_forward, open_directory
+from asr.model.routed_model import RoutedModel
+from asr.train.adapter import TrainingResult
+from asr.train.config_file import build_config
+from asr.train.events import Watcher
+from asr.train.prepare import PreparedDomain
+from asr.train.sequence import train_sequence
+from benchmarks.interleaved import machine
+
+DOMAINS = {  # scorer, longest answer
+    "wikisql": ("sql", 48),
+    "banking77": ("label", 24),
+    "pubmedqa": ("label", 4),
+    "arc_easy": ("label", 24),
+}
+TUNING_DOMAIN = "wikisql"
+STEP = 3.0
+"""Factor between neighbouring learning rates of the grid."""
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+PLOP_TYPES = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A placement to compare: its ``adapter`` section, and where the search for its rate begins."""
+
+    name: str
+    adapter: Mapping[str, Any]
+    rate: float
+
+
+def arms(base: LoadedBase, probe: Path | None, rank: int) -> list[Arm]:
+    """Return the placements; those that need a probe only with one.
+
+    ``deep r1`` and ``dominant r125`` have about as many parameters as each other.
+    """
+    layer = default_router_layer(base.n_layers)
+    candidates = [m for m in linear_modules(base.model) if m.layer >= layer]
+    attention = [m.name for m in candidates if m.kind in ATTENTION]
+
+    def one(name: str, rank: int = rank) -> dict[str, Any]:
+        return {"placement": {"modules": [name]}, "rank": rank, "alpha": 2 * rank}
+
+    chosen = [
+        Arm("deep", {"rank": 8}, 1e-3),
+        Arm("attention", {"placement": {"modules": attention}, "rank": 8}, 1e-3),
+        Arm("deep r1", {"rank": 1, "alpha": 2}, 1e-3),
+    ]
+    if probe is not None:
+        scores = json.loads(probe.read_text(encoding="utf-8"))["modules"]
+        ranked = [s for s in scores if s["layer"] >= layer]  # by energy
+        best, second = ranked[0], ranked[1]
+        equal = round(_deep_parameters(candidates) / (best["in_features"] + best["out_features"]))
+        stranger = random.Random(0).choice(ranked[2:])
+        kinds: dict[str, list[float]] = {}
+        for score in scores:
+            kinds.setdefault(score["kind"], []).append(score["alignment"])
+        lowest = sorted(kinds, key=lambda kind: float(np.mean(kinds[kind])))[:PLOP_TYPES]
+        plop = [m.name for m in candidates if m.kind in lowest]
+        chosen[1:1] = [
+            Arm("dominant", one(best["name"]), 1e-2),
+            Arm("runner-up", one(second["name"]), 1e-2),
+            Arm("random module", one(stranger["name"]), 1e-2),
+            Arm("PLoP", {"placement": {"modules": plop}, "rank": 8}, 1e-3),
+            Arm(f"dominant r{equal}", one(best["name"], equal), 3e-3),
+        ]
+    return chosen
+
+
+def _deep_parameters(candidates: Iterable[Any]) -> int:
+    return sum(module.lora_parameters(1) for module in candidates)
+
+
+def write_subset(data: Path, work: Path, sizes: Mapping[str, int]) -> None:
+    """Write WORK/data/<domain>.{train,dev,test}.jsonl: the first rows of a seeded shuffle."""
+    (work / "data").mkdir(parents=True, exist_ok=True)
+    for domain in DOMAINS:
+        rows = {}
+        for split in ("train", "test"):
+            lines = (data / domain / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            random.Random(0).shuffle(lines)
+            rows[split] = lines
+        train, dev = sizes["train"], sizes["dev"]
+        parts = {
+            "train": rows["train"][:train],
+            "dev": rows["train"][train : train + dev],
+            "test": rows["test"][: sizes["test"]],
+        }
+        for split, lines in parts.items():
+            path = work / "data" / f"{domain}.{split}.jsonl"
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+class Speed(Watcher):
+    """Keeps what the training of an adapter measured."""
+
+    result: TrainingResult | None = None
+
+    def trained(self, domain: PreparedDomain, result: TrainingResult) -> None:
+        """An adapter is published."""
+        self.result = result
+
+
+class Experiment:
+    """Trainings and scores in a folder, each done once."""
+
+    def __init__(self, base: LoadedBase, work: Path, epochs: int, batch_size: int) -> None:
+        self.base, self.work, self.epochs, self.batch_size = base, work, epochs, batch_size
+        self.file = work / "runs.jsonl"
+        self.runs: dict[str, dict[str, Any]] = {}
+        if self.file.is_file():
+            for line in self.file.read_text(encoding="utf-8").splitlines():
+                record = json.loads(line)
+                self.runs[record["key"]] = record
+
+    def run(self, arm: Arm, rate: float, domain: str, seed: int, test: bool) -> dict[str, Any]:
+        """Train (or find) one adapter; score it on dev, and on test where asked."""
+        key = f"{arm.name} {rate:.3g} {domain} seed {seed}"
+        record = self.runs.get(key)
+        if record is not None and (not test or "test" in record):
+            return record
+        folder = self.work / "models" / key.replace(" ", "_")
+        config, speed = self._config(arm, rate, domain, seed), Speed()
+        train_sequence(config, folder, resume=True, watcher=speed, base=self.base)
+        if record is None and speed.result is None:  # finished, but stopped before it was recorded
+            train_sequence(config, folder, overwrite=True, watcher=speed, base=self.base)
+        if record is None:
+            assert speed.result is not None
+            record = {
+                "key": key,
+                "arm": arm.name,
+                "rate": rate,
+                "domain": domain,
+                "seed": seed,
+                "tokens_per_second": speed.result.tokens_per_second,
+                "tokens": speed.result.tokens,
+                "loss": speed.result.loss,
+                "dev": self._score(folder, domain, "dev"),
+            }
+        if test:
+            record["test"] = self._score(folder, domain, "test")
+        self.runs[key] = record
+        with self.file.open("a", encoding="utf-8") as out:  # a later line of a key replaces it
+            out.write(json.dumps(record) + "\n")
+        if test:
+            shutil.rmtree(folder)
+        print(
+            f"{key}: dev {np.mean(record['dev']):.3f}"
+            + (f", test {np.mean(record['test']):.3f}" if test else "")
+            + f", loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s",
+            flush=True,
+        )
+        return record
+
+    def best_rate(self, arm: Arm, seed: int) -> float:
+        """Search the grid on dev until the best rate has a neighbour on both sides."""
+        scores: dict[int, float] = {}
+
+        def score(place: int) -> None:
+            rate = arm.rate * STEP**place
+            record = self.run(arm, rate, TUNING_DOMAIN, seed, test=False)
+            scores[place] = float(np.mean(record["dev"]))
+
+        for place in (0, -1, 1):
+            score(place)
+        while True:
+            best = max(scores, key=lambda place: (scores[place], -abs(place)))
+            if best == min(scores):
+                score(best - 1)
+            elif best == max(scores):
+                score(best + 1)
+            else:
+                return arm.rate * STEP**best
+
+    def _config(self, arm: Arm, rate: float, domain: str, seed: int) -> Any:
+        scorer, longest = DOMAINS[domain]
+        data = self.work / "data"
+        return build_config(
+            {
+                "base": self.base.name,
+                "seed": seed,
+                "keep_eval": False,
+                "router": {"views": ["templated"], "background": 0, "abstain": 0.0},
+                "training": {
+                    "views": ["templated"],
+                    "epochs": self.epochs,
+                    "batch_size": self.batch_size,
+                    "learning_rate": rate,
+                    "max_length": 512,
+                },
+                "adapter": dict(arm.adapter),
+                "domains": {
+                    domain: {
+                        "train": str(data / f"{domain}.train.jsonl"),
+                        "dev": str(data / f"{domain}.dev.jsonl"),
+                        "scorer": scorer,
+                        "max_new_tokens": longest,
+                    }
+                },
+            },
+            arm.name,
+        )
+
+    def _score(self, folder: Path, domain: str, split: str) -> list[float]:
+        scorer, longest = DOMAINS[domain]
+        examples = load_examples(
+            self.work / "data" / f"{domain}.{split}.jsonl", name=domain, minimum=1
+        ).examples
+        opened = open_directory(folder)
+        forward = make_forward(self.base, opened.manifest.contract.layer, opened.manifest.two_pass)
+        model = RoutedModel(
+            self.base, opened.manifest, opened.directory, opened.router.router, forward
+        )
+        evaluated = EvalSet(domain, examples, CommonPart(), scorer, longest)
+        try:
+            with opened.directory.lock(), EvalCache(opened.directory.answers) as cache:
+                scores = Evaluator(model, cache, batch_size=30).forced(
+                    evaluated, "templated", domain
+                )
+        finally:
+            model.close()
+        return [float(value) for value in scores.values]
+
+
+def report(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Print test scores and paired differences from ``deep``; only rates that were chosen."""
+    chosen = [run for run in runs if "test" in run]
+    seeds = sorted({run["seed"] for run in chosen})
+    names = list(dict.fromkeys(run["arm"] for run in chosen))
+    cells = {(r["arm"], r["domain"], r["seed"]): r for r in chosen}
+    print(f"seeds {seeds}; test exact match, 95% intervals over prompts\n")
+    print("| placement | rate | " + " | ".join(DOMAINS) + " | mean | minus deep | tokens/s |")
+    print("|---" * (len(DOMAINS) + 5) + "|")
+    for name in names:
+        own = [run for run in chosen if run["arm"] == name]
+        row = []
+        for domain in DOMAINS:
+            values = [v for s in seeds for v in cells.get((name, domain, s), {}).get("test", [])]
+            row.append(_interval(values) if values else "")
+        both = [
+            (cells[name, d, s]["test"], cells["deep", d, s]["test"])
+            for d in DOMAINS
+            for s in seeds
+            if (name, d, s) in cells and ("deep", d, s) in cells
+        ]
+        ours = np.array([v for pair in both for v in pair[0]])
+        gain = ours - np.array([v for pair in both for v in pair[1]])
+        difference = "" if name == "deep" or not both else _interval(gain, signed=True)
+        speed = np.median([run["tokens_per_second"] for run in own])
+        mean = f"{ours.mean():.3f}" if both else ""
+        print(
+            f"| {name} | {own[0]['rate']:.2g} | {' | '.join(row)} | {mean} | {difference} "
+            f"| {speed:.0f} |"
+        )
+
+
+def _interval(values: Any, signed: bool = False) -> str:
+    interval = mean_interval(values)
+    sign = "+" if signed else ""
+    return f"{interval.mean:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+
+
+def main() -> None:
+    """Search rates, train, score, report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of <domain>/{train,test}.jsonl")
+    parser.add_argument("work", type=Path, help="everything is kept here")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--probe", type=Path, help="probe.json of asr probe on the same domains")
+    parser.add_argument("--rank", type=int, default=16, help="of the single modules")
+    parser.add_argument("--arms", nargs="+", help="only these placements")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--train", type=int, default=240)
+    parser.add_argument("--dev", type=int, default=60)
+    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
+    options = parser.parse_args()
+    if options.report:
+        lines = (options.work / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+        report(list({r["key"]: r for r in map(json.loads, lines)}.values()))
+        return
+    sizes = {split: getattr(options, split) for split in ("train", "dev", "test")}
+    write_subset(options.data, options.work, sizes)
+    base = load_base(options.base)
+    print(f"{options.base}, {base.note}; {machine()}", flush=True)
+    chosen = arms(base, options.probe, options.rank)
+    if options.arms:
+        chosen = [arm for arm in chosen if arm.name in options.arms]
+    experiment = Experiment(base, options.work, options.epochs, options.batch_size)
+    rates = {arm.name: experiment.best_rate(arm, seed=0) for arm in chosen}
+    for seed in range(options.seeds):
+        for arm in chosen:
+            for domain in DOMAINS:
+                experiment.run(arm, rates[arm.name], domain, seed, test=True)
+    report(list(experiment.runs.values()))
+
+
+if __name__ == "__main__":
+    main()
