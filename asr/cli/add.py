@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asr.cli.options import ModelArgument, TrustOption
+from asr.cli.options import ModelArgument, ProgressOption, TrustOption
 from asr.data.hub import locate_data
 from asr.errors import ConfigError, DirectoryError
 
@@ -52,6 +52,7 @@ def add(
             help="With --extend: start from a fresh adapter, not from a copy of the one in use.",
         ),
     ] = False,
+    progress: ProgressOption = "text",
     trust_remote_code: TrustOption = False,
 ) -> None:
     r"""Train one more domain into MODEL; the others stay as they are.
@@ -88,6 +89,7 @@ def add(
         "--trust-remote-code": trust_remote_code,
     }
     options = [option for option, given in chosen.items() if given]
+    options += [] if progress == "text" else ["--progress", progress]
     run_training(
         config,
         model,
@@ -95,6 +97,7 @@ def add(
         trust_remote_code=trust_remote_code,
         extend=extend,
         from_scratch=from_scratch,
+        progress=progress,
         again=["add", model, domain, *(overrides or []), "--resume", *options],
     )
 

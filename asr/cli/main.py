@@ -50,7 +50,7 @@ asr COMMAND --help explains a command.
 app = typer.Typer(
     name="asr",
     cls=Boundary,
-    add_completion=False,
+    add_completion=True,
     invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

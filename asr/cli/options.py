@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTISATIONS = ("int8", "nf4", "none")
+PROGRESS = ("text", "jsonl", "none")
 
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder that asr train wrote.", show_default=False)
@@ -66,6 +67,14 @@ TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the base.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+ProgressOption = Annotated[
+    str,
+    typer.Option(
+        "--progress",
+        metavar="KIND",
+        help="What is printed meanwhile: text, jsonl (one event a line, for programs) or none.",
+    ),
+]
 
 
 def load_model(

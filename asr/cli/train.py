@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asr.cli.options import TrustOption
+from asr.cli.options import ProgressOption, TrustOption
 from asr.errors import ConfigError
 
 
@@ -40,6 +40,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the routed model in MODEL and start again.")
     ] = False,
+    progress: ProgressOption = "text",
     trust_remote_code: TrustOption = False,
 ) -> None:
     r"""Train the domains of CONFIG, one after the other, into the folder MODEL.
@@ -57,11 +58,13 @@ def train(
     from asr.cli.training import run_training
 
     trust = ["--trust-remote-code"] if trust_remote_code else []
+    shown = [] if progress == "text" else ["--progress", progress]
     run_training(
         loaded,
         out,
         resume=resume,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
-        again=["train", config, *(overrides or []), "--out", out, "--resume", *trust],
+        progress=progress,
+        again=["train", config, *(overrides or []), "--out", out, "--resume", *shown, *trust],
     )

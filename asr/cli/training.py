@@ -14,9 +14,11 @@ from rich.text import Text
 
 from asr.cli.boundary import StoppedError
 from asr.cli.display import make_display
+from asr.cli.event_lines import make_event_lines, work_of, write_finished
+from asr.cli.options import PROGRESS
 from asr.cli.output import command_line, counted, is_main_process, seconds, stdout
-from asr.cli.pace import Pace, Work
-from asr.errors import DirectoryError
+from asr.cli.pace import Pace
+from asr.errors import ConfigError, DirectoryError, unknown
 from asr.train.config import TrainConfig
 
 
@@ -29,6 +31,7 @@ def run_training(
     trust_remote_code: bool = False,
     extend: bool = False,
     from_scratch: bool = False,
+    progress: str = "text",
     again: Sequence[Any],
 ) -> None:
     """Train, showing progress, the results and what to type next.
@@ -41,14 +44,18 @@ def run_training(
         trust_remote_code: see there.
         extend: the config's one domain gets more data (:func:`asr.train.extend.extend_domain`).
         from_scratch: see there.
+        progress: what is printed, one of :data:`asr.cli.options.PROGRESS`.
         again: arguments of the command that goes on after an interruption.
 
     Raises:
+        ConfigError: an unknown ``progress``.
         AsrError: see :func:`asr.train.sequence.train_sequence`.
         StoppedError: Ctrl-C.
     """
+    if progress not in PROGRESS:
+        raise ConfigError(unknown("progress", progress, PROGRESS))
     console = stdout()
-    console.quiet = not is_main_process()
+    console.quiet = not is_main_process() or progress != "text"
     # Before the heavy imports: they take seconds.
     names = ", ".join(config.domains)
     if extend:
@@ -59,7 +66,7 @@ def run_training(
         from asr.train.extend import extend_domain
         from asr.train.sequence import train_sequence
 
-        view = make_view(console, out)
+        view = make_event_lines() if progress == "jsonl" else make_view(console, out)
         common: dict[str, Any] = {
             "resume": resume,
             "trust_remote_code": trust_remote_code,
@@ -71,8 +78,11 @@ def run_training(
             else:
                 manifest = train_sequence(config, out, overwrite=overwrite, **common)
         finally:
-            view.display.close()
-        _show_end(console, out, list(manifest.domains))
+            view.close()
+        if progress == "jsonl" and is_main_process():
+            write_finished(out, list(manifest.domains))
+        elif not console.quiet:
+            _show_end(console, out, list(manifest.domains))
     except KeyboardInterrupt:
         raise StoppedError(
             f"stopped; finished domains and the last checkpoint are kept. Go on with:\n"
@@ -97,12 +107,15 @@ def make_view(console: Console, out: Path) -> Any:
             self.display = make_display(console)
             self.pace = Pace({})
 
+        def close(self) -> None:
+            self.display.close()
+
         def say(self, message: str) -> None:
             _say(console, message)
 
         def planned(self, domains: list[PreparedDomain], todo: list[str]) -> None:
             chosen = [domain for domain in domains if domain.name in todo]
-            self.pace = Pace({domain.name: _work(domain) for domain in chosen})
+            self.pace = Pace({domain.name: work_of(domain) for domain in chosen})
             directory = ModelDirectory(out)
             manifest = Manifest.load(out)
             contract = manifest.contract
@@ -151,17 +164,12 @@ def make_view(console: Console, out: Path) -> Any:
                 for line in matrix_row(matrix, console.width):
                     _say(console, f"  {line}")
 
-    def _work(domain: PreparedDomain) -> Work:
-        if domain.data is None or domain.settings is None:
-            return Work(0, 0.0)
-        rows = len(domain.data.encoded.rows)
-        steps = domain.settings.steps(rows)
-        per_step = domain.data.encoded.report.total_tokens * domain.settings.batch_size / rows
-        return Work(steps, steps * per_step)
-
     def _where(placement: Placement, rank: int) -> str:
         passes = ", two passes" if placement.passes == "two" else ""
-        return f"{placement.kind}, rank {rank}{passes}"
+        ranks = placement.ranks_at(rank)
+        same = min(ranks) == max(ranks)
+        shown = f"rank {ranks[0]}" if same else f"ranks {min(ranks)} to {max(ranks)}"
+        return f"{placement.kind}, {shown}{passes}"
 
     def _plan_table(domains: list[PreparedDomain]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))

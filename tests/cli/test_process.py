@@ -212,3 +212,22 @@ def test_a_closed_pipe_is_quiet(trained: Trained) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("asr tr", "train"), ("asr train --pro", "--progress")]
+)
+def test_the_shell_completes_commands_and_options(words: str, offered: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "asr"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            **ENVIRONMENT,
+            "_ASR_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        },
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [offered]), done.stderr
