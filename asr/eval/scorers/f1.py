@@ -10,14 +10,9 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
 
 from asr.eval.registry import register
-from asr.eval.scorers.meta import references_of, require_references
-
-if TYPE_CHECKING:
-    from asr.data.formats import Example
+from asr.eval.scorers.references import ReferenceScorer
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)  # removed, not replaced: "U.S." is "us"
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -41,21 +36,11 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 @register
-class TokenF1Scorer:
+class TokenF1Scorer(ReferenceScorer):
     """Token F1 with the best of the references (the completion and ``meta.references``)."""
 
     name = "f1"
-    needs: Literal["text"] = "text"
-    higher_is_better = True
 
-    def requires(self, example: Example) -> None:
-        """Refuse ``meta.references`` that are not texts.
-
-        Raises:
-            DataError: the example's source, what was found and what is expected.
-        """
-        require_references(example, self.name)
-
-    def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
+    def compare(self, prediction: str, reference: str) -> float:
         """Return the F1, in [0, 1]."""
-        return max(token_f1(prediction, right) for right in references_of(reference, meta))
+        return token_f1(prediction, reference)

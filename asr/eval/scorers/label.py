@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
-
 from asr.eval.registry import register
-from asr.eval.scorers.meta import references_of, require_references
-
-if TYPE_CHECKING:
-    from asr.data.formats import Example
+from asr.eval.scorers.references import ReferenceScorer
 
 # Sentence marks, quotes and brackets only: '+', '#', '-', '_', '%' and '&' can tell labels apart
 # ("c++" and "c#"), so they stay.
@@ -27,7 +21,7 @@ def normalise_label(text: str) -> str:
 
 
 @register
-class LabelScorer:
+class LabelScorer(ReferenceScorer):
     """1.0 where the prediction normalises to the same label as a reference, else 0.0.
 
     References are the completion and, where there are any, ``meta.references``.
@@ -37,19 +31,7 @@ class LabelScorer:
     """
 
     name = "label"
-    needs: Literal["text"] = "text"
-    higher_is_better = True
 
-    def requires(self, example: Example) -> None:
-        """Refuse ``meta.references`` that are not texts.
-
-        Raises:
-            DataError: the example's source, what was found and what is expected.
-        """
-        require_references(example, self.name)
-
-    def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
+    def compare(self, prediction: str, reference: str) -> float:
         """Return 1.0 or 0.0."""
-        return float(
-            normalise_label(prediction) in map(normalise_label, references_of(reference, meta))
-        )
+        return float(normalise_label(prediction) == normalise_label(reference))

@@ -8,27 +8,7 @@ from asr.data.problems import describe
 from asr.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from asr.data.formats import Example
-
-REFERENCES = "references"
-"""Key of further right answers, beside the completion."""
-
-
-def references_of(reference: str, meta: Mapping[str, Any]) -> list[str]:
-    """Return all right answers of an example: its completion first, then ``meta.references``."""
-    return [reference, *(meta.get(REFERENCES) or ())]
-
-
-def require_references(example: Example, scorer: str) -> None:
-    """Refuse ``meta.references`` that are there and are no texts.
-
-    Raises:
-        DataError: they are not an array of non-empty strings.
-    """
-    if example.meta.get(REFERENCES) is not None:
-        texts(example, REFERENCES, scorer, '["Paris", "the city of Paris"]')
 
 
 def texts(example: Example, key: str, scorer: str, sample: str, least: int = 1) -> list[str]:

@@ -18,17 +18,18 @@ MARKER = "####"
 
 RELATIVE_TOLERANCE = 1e-6
 
-# A sign counts only where it cannot be a minus between two numbers ("7-5", "2019-2020").
+# A sign counts only where it stands at the number, and is neither a minus between two ("7-5",
+# "7 - 5", "2019-2020") nor a bullet ("- 5").
 # Thousands separators are commas in groups of three; "1,2,3" is three numbers.
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)])[-+\u2212]\s?)?[$\u20ac\u00a3]?"
+    r"(?P<sign>(?<![\w.)])[-+\u2212])?[$\u20ac\u00a3]?"
     r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
     r"(?P<exponent>[eE][-+]?\d+(?!\w))?"
 )
 
 
 def last_number(text: str) -> float | None:
-    """Return the last number in ``text``, or None.
+    """Return the last number in ``text``; None without one, or where it is beyond a float's range.
 
     Read: signs (also before a currency mark: ``-$5``), thousands commas, decimals, exponents.
     Left out on purpose: decimal commas, fractions and number words.
@@ -38,7 +39,9 @@ def last_number(text: str) -> float | None:
         return None
     found = matches[-1]
     value = float(found["digits"].replace(",", "") + (found["exponent"] or ""))
-    negative = (found["sign"] or "").strip() in ("-", "\u2212")
+    if math.isinf(value):  # all such numbers would be equal
+        return None
+    negative = found["sign"] in ("-", "\u2212")
     return -value if negative else value
 
 

@@ -11,14 +11,10 @@ Left out on purpose: ROUGE-Lsum (sentence by sentence) and segmentation of scrip
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
 
 from asr.eval.registry import register
-from asr.eval.scorers.meta import references_of, require_references
-
-if TYPE_CHECKING:
-    from asr.data.formats import Example
+from asr.eval.scorers.references import ReferenceScorer
 
 _TOKEN = re.compile(r"[^\W_]+")
 
@@ -54,21 +50,11 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 @register
-class RougeLScorer:
+class RougeLScorer(ReferenceScorer):
     """ROUGE-L with the best of the references (the completion and ``meta.references``)."""
 
     name = "rouge_l"
-    needs: Literal["text"] = "text"
-    higher_is_better = True
 
-    def requires(self, example: Example) -> None:
-        """Refuse ``meta.references`` that are not texts.
-
-        Raises:
-            DataError: the example's source, what was found and what is expected.
-        """
-        require_references(example, self.name)
-
-    def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
+    def compare(self, prediction: str, reference: str) -> float:
         """Return the F-measure, in [0, 1]."""
-        return max(rouge_l(prediction, right) for right in references_of(reference, meta))
+        return rouge_l(prediction, reference)

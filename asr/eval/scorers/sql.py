@@ -10,15 +10,10 @@ comments, a trailing semicolon, the style of quotes around identifiers (``"x"``,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
 
 from asr.eval.registry import register
 from asr.eval.scorers.fence import unfenced
-from asr.eval.scorers.meta import references_of, require_references
-
-if TYPE_CHECKING:
-    from asr.data.formats import Example
+from asr.eval.scorers.references import ReferenceScorer
 
 # Quotes are doubled inside themselves. A quote that is not closed takes the rest of the text.
 _TOKENS = re.compile(
@@ -64,26 +59,19 @@ def _one_spaced(text: str) -> str:
 
 
 @register
-class SqlScorer:
+class SqlScorer(ReferenceScorer):
     """1.0 where prediction and reference normalise to the same query, else 0.0.
 
-    A prediction inside a Markdown fence is taken out of it. Further right queries may stand in
+    A query inside a Markdown fence is taken out of it. Further right queries may stand in
     ``meta.references``.
     """
 
     name = "sql"
-    needs: Literal["text"] = "text"
-    higher_is_better = True
 
-    def requires(self, example: Example) -> None:
-        """Refuse ``meta.references`` that are not texts.
-
-        Raises:
-            DataError: the example's source, what was found and what is expected.
-        """
-        require_references(example, self.name)
-
-    def score(self, prediction: str, reference: str, meta: Mapping[str, Any]) -> float:
+    def compare(self, prediction: str, reference: str) -> float:
         """Return 1.0 or 0.0."""
-        given = normalise_sql(unfenced(prediction, ("sql", "sqlite", "mysql", "postgresql")))
-        return float(given in map(normalise_sql, references_of(reference, meta)))
+        given, wanted = (
+            normalise_sql(unfenced(text, ("sql", "sqlite", "mysql", "postgresql")))
+            for text in (prediction, reference)
+        )
+        return float(given == wanted)
