@@ -57,6 +57,11 @@ class StorageError(AsrError):
     """The file system refused a write (disk full, read-only, no permission)."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says, on one line; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def did_you_mean(given: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest choice, or an empty string."""
     near = difflib.get_close_matches(given, list(choices), n=1, cutoff=0.6)

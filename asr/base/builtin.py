@@ -41,7 +41,7 @@ from asr.base.checkpoint import (
     silent,
     storage_errors,
 )
-from asr.errors import BaseModelError, unknown
+from asr.errors import BaseModelError, first_line, unknown
 
 HUB_PATTERNS: Final = [
     *("*.safetensors", "*.json", "*.jinja"),  # weights, config and tokenizer, chat template
@@ -279,7 +279,7 @@ def hub_snapshot(repo: str, progress: Progress = silent) -> Prepared:
                 "check the spelling, or run `hf auth login` if it is private",
             ) from answer
         else:
-            reason = f"the Hugging Face hub does not answer ({_first_line(answer)})"
+            reason = f"the Hugging Face hub does not answer ({first_line(answer)})"
     if commit is not None:
         progress(f"downloading {repo} at {commit[:12]} from the Hugging Face hub")
     try:
@@ -299,7 +299,7 @@ def hub_snapshot(repo: str, progress: Progress = silent) -> Prepared:
                 "pass a local folder, or run again with a network",
             ) from error
         raise HubError(
-            f"the download of '{repo}' broke ({_first_line(error)})", "run again, it resumes"
+            f"the download of '{repo}' broke ({first_line(error)})", "run again, it resumes"
         ) from error
     return Prepared(Path(path), commit or Path(path).name)
 
@@ -330,7 +330,3 @@ def _ask_hub(repo: str) -> str | Exception:
     thread.start()
     thread.join(HUB_ANSWER_SECONDS)
     return answer[0] if answer else TimeoutError(f"nothing within {HUB_ANSWER_SECONDS:g} s")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,7 +31,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from asr.errors import BaseModelError, StorageError
+from asr.errors import BaseModelError, StorageError, first_line
 
 Progress = Callable[[str], None]
 
@@ -321,7 +321,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress = silent) -> dict[
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except (ValueError, KeyError, NotImplementedError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise BaseModelError(
             f"transformers {transformers.__version__} cannot convert '{path}': {reason}; pass the "
             f"model as a safetensors folder or a hub id instead"

@@ -35,7 +35,7 @@ from asr.base.quantisation import (
 from asr.base.quiet import quiet_libraries
 from asr.base.resolve import ResolvedBase, resolve_base
 from asr.base.tokenizer import context_length, load_tokenizer, make_template
-from asr.errors import BaseModelError
+from asr.errors import BaseModelError, first_line
 
 Say = Callable[[str], None]
 
@@ -208,12 +208,12 @@ def _load_model(
     except SafetensorError as error:
         raise BaseModelError(
             f"a weights file of base '{resolved.name}' is truncated or damaged "
-            f"({_first_line(error)}); copy or download {resolved.path} again"
+            f"({first_line(error)}); copy or download {resolved.path} again"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise BaseModelError(
             f"base '{resolved.name}' cannot be loaded as a causal language model: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     _require_complete(resolved, loading)
     model.requires_grad_(False)
@@ -248,7 +248,3 @@ def _require_complete(resolved: ResolvedBase, loading: dict[str, Any]) -> None:
         f"the weights of base '{resolved.name}' {what} {len(names)} tensors of its config (first: "
         f"{names[0]}); copy or download {resolved.path} again"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ from asr.base.builtin import BUILTIN_BASES
 from asr.base.chat_template import ChatTemplate
 from asr.base.checkpoint import cached
 from asr.base.resolve import is_hub_id, resolve_base
-from asr.errors import BaseModelError
+from asr.errors import BaseModelError, first_line
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ def load_base_tokenizer(
         config: Any = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(
-            f"base '{name}' has no config that transformers can read ({_first_line(error)})"
+            f"base '{name}' has no config that transformers can read ({first_line(error)})"
         ) from error
     template = make_template(tokenizer, say=say)
     length = context_length(config.get_text_config(decoder=True), tokenizer)
@@ -86,7 +86,7 @@ def load_tokenizer(name: str, where: Path | str, trust_remote_code: bool) -> Any
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseModelError(
             f"base '{name}' has no tokenizer that transformers can load "
-            f"({_first_line(error)}); put its tokenizer files into {where}"
+            f"({first_line(error)}); put its tokenizer files into {where}"
         ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -126,7 +126,3 @@ def context_length(text_config: Any, tokenizer: Any) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return int(min(tokenizer.model_max_length, 1 << 20))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from asr.base.chat_template import ChatTemplate
 from asr.data.formats import Example, Message
+from asr.data.problems import listed
 from asr.data.prompt import EncodedPrompt, encode_prompt
 from asr.data.shorten import DoesNotFitError, shorten_messages
 from asr.data.tokens import require_fast, tokenise_continuation, tokenise_opening
@@ -41,8 +42,6 @@ __all__ = [
 
 IGNORED = -100
 """The label of unsupervised positions, as PyTorch's cross entropy ignores it."""
-
-_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -202,10 +201,8 @@ def encode_examples(
             rows.extend(encoded)
             truncated += encoded[0].truncated
     if problems:
-        hidden = f" (the first {_LISTED})" if len(problems) > _LISTED else ""
         count = f"{len(problems)} of {len(examples)}"
-        summary = f"{name}: {count} examples cannot be encoded; mend or remove{hidden}:"
-        raise DataError("\n".join([summary, *problems[:_LISTED]]))
+        raise listed(f"{name}: {count} examples cannot be encoded; mend or remove", problems)
     supervised = sum(row.supervised for row in rows)
     if not supervised:
         noun = "the only example does not fit"

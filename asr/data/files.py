@@ -7,7 +7,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-from asr.errors import DataError, did_you_mean
+from asr.errors import DataError, did_you_mean, first_line
 
 COMPRESSED = (".gz", ".zst")
 """Suffixes of files that are unpacked while they are read."""
@@ -58,7 +58,7 @@ def _unpacked(path: Path, raw: bytes) -> bytes:
     except (OSError, zlib.error) as error:
         kind = "gzip" if suffix == ".gz" else "Zstandard"
         raise DataError(
-            f"{path} is no {kind} file, or a damaged one ({_first_line(error)}); copy it again, or "
+            f"{path} is no {kind} file, or a damaged one ({first_line(error)}); copy it again, or "
             "name it without the suffix where it is not compressed"
         ) from error
 
@@ -68,10 +68,6 @@ def _unpacked_zstandard(raw: bytes) -> bytes:
 
     with pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd") as stream:
         return bytes(stream.read())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _files(folder: Path) -> list[str]:

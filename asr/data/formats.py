@@ -5,14 +5,14 @@ format                keys
 ====================  ==================================================================
 ``messages``          ``messages``: turns of ``role`` and ``content``
 ``prompt-completion`` ``prompt`` (text or turns) and ``completion``, or names that mean it
-``alpaca``            ``instruction``, ``output``; may have ``input``, ``system``
-``sharegpt``          ``conversations``: turns of ``from`` and ``value``; may have ``system``
+``alpaca``            ``instruction``, ``output``; may have ``input``
+``sharegpt``          ``conversations``: turns of ``from`` and ``value``
 ``trace``             ``prompt`` and ``answer``
 ``text``              ``text``: all of it is learned, there is no user
 ====================  ==================================================================
 
-A file keeps one of them, the one that its first row shows. Other keys of a row are ignored, but for
-``meta``, an object for scorers.
+A file keeps one of them, the one that its first row shows. All but ``text`` may have a system
+prompt under ``system``. Other keys of a row are ignored, but for ``meta``, an object for scorers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asr.data.problems import BadRowError, RowProblems, describe
+from asr.data.problems import LISTED, BadRowError, RowProblems, describe
 from asr.data.records import Record
 from asr.data.shapes import (
     FORMATS,
@@ -104,7 +104,7 @@ def to_examples(
     records: Sequence[Record],
     path: Path | str,
     fmt: str | None = None,
-    limit_errors: int = 20,
+    limit_errors: int = LISTED,
     *,
     unit: str = "line",
     problems: RowProblems | None = None,
@@ -235,7 +235,7 @@ def _messages(values: Mapping[str, Any], keys: tuple[str, ...]) -> list[Message]
     value = values[keys[0]]
     if isinstance(value, list) and len(value) == 1 and _is_text(value[0]):
         return [turn(TEXT_ROLE, checked_text(value[0]["content"], "messages[0].content"))]
-    turns = checked_turns(value, keys[0])
+    turns = _with_system(values, checked_turns(value, keys[0]))
     check_conversation(turns)
     return turns
 
@@ -257,7 +257,8 @@ def _pair(values: Mapping[str, Any], keys: tuple[str, ...]) -> list[Message]:
         if isinstance(answer, list)
         else [turn("assistant", checked_text(answer, f"'{answer_key}'"))]
     )
-    turns = [*_prompt_turns(values[prompt_key], prompt_key, answer_key), *answers]
+    asked = _prompt_turns(values[prompt_key], prompt_key, answer_key)
+    turns = _with_system(values, [*asked, *answers])
     if answers[0]["role"] != "assistant":
         raise BadRowError(
             f"found a first message of the role '{answers[0]['role']}' in '{answer_key}', "
@@ -292,21 +293,26 @@ def _alpaca(values: Mapping[str, Any], keys: tuple[str, ...]) -> list[Message]:
     if given is not None and (not isinstance(given, str) or given.strip()):
         asked += "\n" + checked_text(given, f"'{input_key}'", "a string")
     answer = checked_text(values[answer_key], f"'{answer_key}'")
-    return [*_system(values), turn("user", asked), turn("assistant", answer)]
+    return _with_system(values, [turn("user", asked), turn("assistant", answer)])
 
 
 def _sharegpt(values: Mapping[str, Any], keys: tuple[str, ...]) -> list[Message]:
-    turns = [*_system(values), *shared_turns(values[keys[0]], keys[0])]
+    turns = _with_system(values, shared_turns(values[keys[0]], keys[0]))
     check_conversation(turns)
     return turns
 
 
-def _system(values: Mapping[str, Any]) -> list[Message]:
-    """Return the system prompt of a row that has one in a key of its own."""
+def _with_system(values: Mapping[str, Any], turns: list[Message]) -> list[Message]:
+    """Put the system prompt of a row that has one in a key of its own before its turns."""
     system = values.get("system")
     if system is None or (isinstance(system, str) and not system.strip()):
-        return []
-    return [turn("system", checked_text(system, "'system'", "a string"))]
+        return turns
+    text = checked_text(system, "'system'", "a string")
+    if turns[0]["role"] == "system":
+        raise BadRowError(
+            "found a system prompt in 'system' and another in the first message, expected one"
+        )
+    return [turn("system", text), *turns]
 
 
 def _text(values: Mapping[str, Any], keys: tuple[str, ...]) -> list[Message]:
@@ -327,7 +333,8 @@ def _checked_meta(meta: object) -> dict[str, Any]:
     if meta is None:
         return {}
     if not isinstance(meta, dict):
-        raise BadRowError(f"found {describe(meta)} in 'meta', expected an object")
+        beside = " (of a table: in NAME.meta.jsonl beside it)" if isinstance(meta, str) else ""
+        raise BadRowError(f"found {describe(meta)} in 'meta', expected an object{beside}")
     _check_plain(meta, "meta")
     return meta
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from asr.data.problems import RowProblems
 from asr.data.records import Record
-from asr.errors import DataError, unknown
+from asr.errors import DataError, first_line, unknown
 
 PREFIX = "hub:"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
@@ -68,6 +68,8 @@ def load_hub(path: Path | str, problems: RowProblems) -> tuple[list[Record], int
         )
     repository, configuration, split = match.group(1), match.group(2), match.group(3) or "train"
     found = _load(repository, configuration, split)
+    media = [column for column, feature in found.features.items() if _is_media(feature)]
+    found = found.remove_columns(media)  # nobody reads them, and decoding them takes more libraries
     columns = tuple(found.column_names)
     records: list[Record] = []
     for row in range(len(found)):
@@ -106,11 +108,21 @@ def _load(repository: str, configuration: str | None, split: str) -> Any:
             "private; check the name, or log in with: hf auth login"
         ) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = silence or _first_line(error)
+        reason = silence or first_line(error)
         raise DataError(
             f"'{repository}' is no file here, and as a data set of the hub it cannot be loaded "
             f"({reason}); name a file, or try again where the hub can be reached"
         ) from error
+
+
+def _is_media(feature: Any) -> bool:
+    """Whether a column holds pictures, sounds or other files that the library decodes."""
+    if isinstance(feature, dict):
+        return any(_is_media(inner) for inner in feature.values())
+    inner = getattr(feature, "feature", None)  # of a list
+    if inner is not None:
+        return _is_media(inner)
+    return hasattr(feature, "decode") and type(feature).__name__ != "Json"
 
 
 def _silence(repository: str) -> str | None:
@@ -133,7 +145,7 @@ def _silence(repository: str) -> str | None:
         except HfHubHTTPError:
             answer.append(None)  # it answers; what is wrong is said when the data is loaded
         except Exception as error:  # whatever the HTTP client raises means: no answer
-            answer.append(f"the hub does not answer: {_first_line(error)}")
+            answer.append(f"the hub does not answer: {first_line(error)}")
 
     thread = threading.Thread(target=ask, daemon=True, name="asr-ask-hub")
     thread.start()
@@ -154,7 +166,3 @@ def _cache_alone(datasets: Any, silence: str | None) -> Iterator[str | None]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

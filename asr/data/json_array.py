@@ -11,11 +11,14 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from asr.data.files import refuse_utf16
 from asr.data.problems import BadRowError, RowProblems
 from asr.data.records import STRICT, Record, checked_object, not_utf8, parse_lines
+from asr.data.shapes import KNOWN_KEYS
 from asr.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -46,9 +49,12 @@ def parse_json(path: Path, raw: bytes, problems: RowProblems) -> tuple[list[Reco
     body = raw.removeprefix(codecs.BOM_UTF8)
     if not body.lstrip().startswith(b"["):
         try:
-            return (*parse_lines(path, raw, problems), "line")
+            records, rows = parse_lines(path, raw, problems)
         except DataError as error:
             raise DataError(_one_object(path, body) or str(error)) from error
+        if rows == 1 and records and _wraps_rows(records[0].values):
+            raise DataError(_one_object(path, body))
+        return records, rows, "line"
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -107,11 +113,21 @@ def _end_of_value(text: str, place: int) -> int:
         return _lenient.raw_decode(text, place)[1]
     except json.JSONDecodeError as error:
         raise _SyntaxBreakError(error.pos, error.msg.removesuffix(" at")) from error
+    except RecursionError as error:  # what the strict decoder had not come to
+        raise _SyntaxBreakError(place, "nested too deeply") from error
 
 
 def _skip(text: str, place: int) -> int:
     match = _SPACE.match(text, place)
     return place if match is None else match.end()
+
+
+def _wraps_rows(values: Mapping[str, Any]) -> bool:
+    """Whether the only object of a file is none of its rows, but holds them."""
+    arrays = (value for value in values.values() if isinstance(value, list))
+    return not values.keys() & set(KNOWN_KEYS) and any(
+        value and all(isinstance(row, dict) for row in value) for value in arrays
+    )
 
 
 def _one_object(path: Path, body: bytes) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from asr.data.problems import RowProblems
 from asr.data.records import Record
-from asr.errors import DataError
+from asr.errors import DataError, first_line
 
 
 def parse_parquet(
@@ -39,22 +39,26 @@ def parse_parquet(
                 row += 1
                 if isinstance(values, UnicodeDecodeError):
                     problems.add(row, "found bytes that are not UTF-8, expected text")
+                elif isinstance(values, Exception):
+                    problems.add(row, f"found a value that cannot be read ({values})")
                 else:
                     records.append(Record(row, values))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise DataError(
-            f"{path} is no Parquet file, or a damaged one ({reason}); write or copy it again"
+            f"{path} is no Parquet file, or a damaged one ({first_line(error)}); write or copy it "
+            "again"
         ) from error
     return records, row, columns
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+def _rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+    """Return rows, or why one cannot be read: bytes for text, a date beyond Python's, ..."""
+    unreadable = (ValueError, OverflowError, LookupError)
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # raised before the first row: now row by row
+    except unreadable:  # raised before the first row: now row by row
         for index in range(batch.num_rows):
             try:
                 yield from batch.slice(index, 1).to_pylist()
-            except UnicodeDecodeError as error:
+            except unreadable as error:
                 yield error

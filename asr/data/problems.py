@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from asr.errors import DataError
+
+LISTED = 20
+"""How many problems an error lists; all are counted."""
 
 
 class BadRowError(ValueError):
@@ -17,7 +21,7 @@ class RowProblems:
     Every bad row is counted; the first ``limit`` problems are shown, in line order.
     """
 
-    def __init__(self, path: Path, limit: int = 20) -> None:
+    def __init__(self, path: Path, limit: int = LISTED) -> None:
         self._path = path
         self._limit = limit
         self._found: list[tuple[int, str]] = []
@@ -42,13 +46,23 @@ class RowProblems:
             line, problem = self._found[0]
             raise DataError(f"{self._path}:{line}: {problem}")
         bad = len({line for line, _ in self._found})
-        hidden = len(self._found) > self._limit
-        first = f" (the first {self._limit} problems)" if hidden else ""
         noun = "row" if rows == 1 else "rows"
-        summary = f"{self._path}: {bad} of {rows} {noun} cannot be used; mend or remove{first}:"
-        shown = sorted(self._found, key=lambda problem: problem[0])[: self._limit]
-        lines = [f"{self._path.name}:{line}: {problem}" for line, problem in shown]
-        raise DataError("\n".join([summary, *lines]))
+        summary = f"{self._path}: {bad} of {rows} {noun} cannot be used; mend or remove"
+        ordered = sorted(self._found, key=lambda problem: problem[0])
+        lines = [f"{self._path.name}:{line}: {problem}" for line, problem in ordered]
+        raise listed(summary, lines, self._limit, "problems")
+
+
+def listed(
+    summary: str, problems: Sequence[str], limit: int = LISTED, noun: str | None = None
+) -> DataError:
+    """Return one error for several problems: a summary line, then the first ``limit`` of them.
+
+    The summary says so where there are more; ``noun`` is what it calls them, if anything.
+    """
+    what = str(limit) if noun is None else f"{limit} {noun}"
+    first = f" (the first {what})" if len(problems) > limit else ""
+    return DataError("\n".join([f"{summary}{first}:", *problems[:limit]]))
 
 
 def describe(value: object) -> str:

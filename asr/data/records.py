@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from asr.data.files import read_bytes, refuse_utf16
-from asr.data.problems import BadRowError, RowProblems, describe
+from asr.data.problems import LISTED, BadRowError, RowProblems, describe
 from asr.errors import DataError
 
 
@@ -28,7 +28,7 @@ class Record:
 
 
 def read_records(
-    path: Path | str, limit_errors: int = 20, *, allow_empty: bool = False
+    path: Path | str, limit_errors: int = LISTED, *, allow_empty: bool = False
 ) -> list[Record]:
     """Return the rows of a JSON-lines file, in file order.
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from asr.base.chat_template import ChatTemplate
 from asr.data.encode import IGNORED, EncodedExample, encode_example
 from asr.data.formats import Example
+from asr.data.problems import listed
 from asr.data.shorten import DoesNotFitError
 from asr.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -137,12 +136,8 @@ def measure_lengths(
         total += sum(len(row.input_ids) for row in rows)
         supervised += sum(row.supervised for row in rows)
     if problems:
-        first = f" (the first {_LISTED})" if len(problems) > _LISTED else ""
-        summary = (
-            f"{name}: {len(problems)} of {len(examples)} examples cannot be encoded; mend or "
-            f"remove{first}:"
-        )
-        raise DataError("\n".join([summary, *problems[:_LISTED]]))
+        count = f"{len(problems)} of {len(examples)}"
+        raise listed(f"{name}: {count} examples cannot be encoded; mend or remove", problems)
     ordered = sorted(lengths)
     return Lengths(
         minimum=ordered[0],

@@ -1,8 +1,9 @@
 """Which format a row shows by its keys, and under which names it keeps its parts.
 
 A name that everybody uses is taken where it can mean one thing only: ``question`` and ``answer``
-are a prompt and its completion, but a row with ``question`` and ``query`` is not guessed at. A lone
-``text`` is a plain text; beside other columns (``label``!) it is not, unless the user says so.
+are a prompt and its completion, but a row with ``question`` and ``query`` is not guessed at, nor is
+one with a ``context`` beside them. A lone ``text`` is a plain text; beside other columns
+(``label``!) it is not, unless the user says so.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def given_shape(name: str, keys: Collection[str]) -> Shape:
     others = "instruction" in keys or {"prompt", "completion"} <= set(keys)
     if name == "prompt-completion" and not others:
         try:
-            pair = _pair(keys)
+            pair = _pair([key for key in keys if key != "context"])
         except AmbiguousError:
             pair = None
         return Shape(name, FORMATS[name] if pair is None else pair.keys)
@@ -107,6 +108,11 @@ def _pair(keys: Collection[str]) -> Shape | None:
         return Shape("prompt-completion", ("prompt", "completion"))
     if len(prompts) == 1 and len(answers) == 1:
         names = (prompts[0], answers[0])
+        if "context" in keys and names[0] != "prompt":
+            raise AmbiguousError(
+                f"found 'context' beside {quoted(names)}, where it would be lost: put it into the "
+                f"text of '{names[0]}', or leave it out by format: prompt-completion"
+            )
         return Shape("trace" if names == FORMATS["trace"] else "prompt-completion", names)
     if prompts and answers:
         many, part = (prompts, "prompt") if len(prompts) > 1 else (answers, "completion")

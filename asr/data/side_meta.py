@@ -13,10 +13,9 @@ from pathlib import Path
 from asr.data.files import COMPRESSED
 from asr.data.formats import Example
 from asr.data.hub import is_hub
+from asr.data.problems import listed
 from asr.data.records import Record, read_records
 from asr.errors import DataError
-
-_LISTED = 20
 
 
 def side_file(path: Path) -> Path | None:
@@ -50,10 +49,8 @@ def join_meta(examples: Sequence[Example], path: Path) -> list[Example]:
         for key in _conflicts(example, record)
     ]
     if conflicts:
-        shown = conflicts[:_LISTED]
-        first = f" (the first {_LISTED})" if len(conflicts) > _LISTED else ""
-        summary = f"{side}: {len(conflicts)} values contradict {path.name}; mend or remove{first}:"
-        raise DataError("\n".join([summary, *shown]))
+        summary = f"{side}: {len(conflicts)} values contradict {path.name}; mend or remove"
+        raise listed(summary, conflicts)
     return [
         replace(example, meta={**record.values, **example.meta})
         for example, record in zip(examples, records, strict=True)

@@ -26,6 +26,15 @@ _ELSEWHERE = {
 }
 
 
+_FIRST_BYTES = {
+    b"PAR1": "is a Parquet file; name it .parquet",
+    b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "is compressed by Zstandard; add .zst to its name",
+    b"PK\x03\x04": "is a zip archive or an office document; unpack it, or save the sheet as CSV",
+}
+"""How files begin that their name does not tell; no text begins so."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Rows as they were read.
@@ -64,8 +73,9 @@ def read_source(path: Path, problems: RowProblems) -> Source:
     if suffix == ".parquet":
         records, rows, columns = parse_parquet(path, raw, problems)
         return Source(records, rows, columns, "row")
-    if raw.startswith(b"PAR1"):
-        raise DataError(f"{path} is a Parquet file; name it .parquet")
+    for first, advice in _FIRST_BYTES.items():
+        if raw.startswith(first):
+            raise DataError(f"{path} {advice}")
     if suffix in (".csv", ".tsv"):
         separator = "\t" if suffix == ".tsv" else ","
         records, rows, columns = parse_csv(path, raw, separator, problems)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from asr.data.problems import LISTED, listed
 from asr.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def scorer_names() -> list[str]:
 
 
 def check_examples(
-    name: str, examples: Iterable[Example], domain: str, limit_errors: int = 20
+    name: str, examples: Iterable[Example], domain: str, limit_errors: int = LISTED
 ) -> None:
     """Refuse examples that the scorer called ``name`` cannot score, before anything is trained.
 
@@ -157,10 +158,9 @@ def check_examples(
             problems.append(str(error))
     if not problems:
         return
-    first = f" (the first {limit_errors})" if len(problems) > limit_errors else ""
     noun = "example" if count == 1 else "examples"
     summary = (
         f"{domain}: scorer '{name}' cannot score {len(problems)} of {count} {noun}; mend them, or "
-        f"choose another scorer{first}:"
+        "choose another scorer"
     )
-    raise DataError("\n".join([summary, *problems[:limit_errors]]))
+    raise listed(summary, problems, limit_errors)

@@ -133,3 +133,26 @@ def test_bad_rows_are_numbered(library: dict[str, Any], monkeypatch: pytest.Monk
     assert refused("hub:org/name:test") == (
         "hub:org/name:test:4: found an empty string in 'answer', expected a non-empty string"
     )
+
+
+def test_columns_of_pictures_are_not_decoded(
+    library: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = datasets.Features(
+        {
+            "question": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+            "photo": datasets.Image(),
+            "photos": datasets.List(datasets.Image()),
+        }
+    )
+    broken = {"bytes": b"no picture", "path": None}
+    rows = [{**row, "photo": broken, "photos": [broken]} for row in ROWS]
+    for row in rows:
+        del row["extra"]
+    found = datasets.Dataset.from_list(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: found)
+    with pytest.raises(OSError, match="cannot identify image file"):
+        found[0]
+    loaded = load_examples("hub:org/name", name="legal")
+    assert [example.completion for example in loaded.examples] == ["A"] * 6

@@ -63,6 +63,21 @@ def problem(row: dict[str, Any], fmt: str | None = None) -> str:
         ),
         ({"prompt": "Q", "answer": "A"}, "trace", turns(("user", "Q"), ("assistant", "A"))),
         (
+            {"prompt": "Q", "completion": "A", "system": "S"},
+            "prompt-completion",
+            turns(("system", "S"), ("user", "Q"), ("assistant", "A")),
+        ),
+        (
+            {"messages": list(turns(("user", "Q"), ("assistant", "A"))), "system": "S"},
+            "messages",
+            turns(("system", "S"), ("user", "Q"), ("assistant", "A")),
+        ),
+        (
+            {"prompt": "Q", "completion": "A", "system": None, "context": "in Q already"},
+            "prompt-completion",
+            turns(("user", "Q"), ("assistant", "A")),
+        ),
+        (
             {"prompt": list(turns(("user", "Q"))), "completion": list(turns(("assistant", "A")))},
             "prompt-completion",
             turns(("user", "Q"), ("assistant", "A")),
@@ -106,6 +121,11 @@ def test_what_keys_show(keys: list[str], shape: tuple[str, ...] | None) -> None:
     [
         (["question", "query", "answer"], "expected one prompt: 'question', 'query' could each"),
         (["question", "answer", "response"], "expected one completion: 'answer', 'response'"),
+        (
+            ["question", "context", "answer"],
+            "found 'context' beside 'question', 'answer', where it would be lost: put it into the "
+            "text of 'question', or leave it out by format: prompt-completion",
+        ),
         (["messages", "conversations"], "expected one format: remove the others"),
         (["instruction", "output", "prompt"], r"\(alpaca or prompt-completion\)"),
     ],
@@ -120,6 +140,8 @@ def test_a_given_format_decides_and_ignores_the_rest() -> None:
     assert example(row, "messages").completion == "A"
     assert example({"text": "T", "label": 1}, "text").completion == "T"
     assert example({"question": "Q", "answer": "A"}, "prompt-completion").completion == "A"
+    row = {"question": "Q", "context": "C", "answer": "A"}
+    assert example(row, "prompt-completion").messages == turns(("user", "Q"), ("assistant", "A"))
     rows = {"instruction": "I", "input": "X", "output": "Y"}
     assert "found 'instruction', 'output', expected 'prompt' and" in problem(
         rows, "prompt-completion"
@@ -177,6 +199,15 @@ def test_a_label_beside_a_text_is_not_lost_silently() -> None:
         (
             {"messages": list(turns(("assistant", "A"), ("user", "Q"), ("assistant", "B")))},
             "found a first message of the role 'assistant', expected user or system",
+        ),
+        (
+            {"messages": list(turns(("system", "S"), ("user", "Q"))), "system": "T"},
+            "found a system prompt in 'system' and another in the first message, expected one",
+        ),
+        (
+            {"prompt": "Q", "answer": "A", "meta": '{"choices": ["A", "B"]}'},
+            "found a string in 'meta', expected an object (of a table: in NAME.meta.jsonl beside "
+            "it)",
         ),
         ({"text": "a\0b"}, "found a NUL character in 'text', expected text"),
         (

@@ -130,6 +130,29 @@ def test_all_bad_objects_of_an_array_in_one_error(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_nested_too_deeply_ends_an_array(tmp_path: Path) -> None:
+    deep = "[" * 5000 + "]" * 5000
+    path = write(tmp_path / "a.json", f'[\n{{"prompt": NaN, "extra": {deep}}},\n{{"prompt": 3}}]')
+    assert message(path).splitlines() == [
+        f"{path}: 1 of 1 row cannot be used; mend or remove:",
+        "a.json:2: found NaN, expected a finite number or null",
+        "a.json:2: found invalid JSON (nested too deeply at column 1), expected an array of "
+        "objects; what follows was not read",
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_around_the_array_is_named(tmp_path: Path, indent: int | None) -> None:
+    whole = {"version": "1.0", "data": ROWS}
+    path = write(tmp_path / "a.json", json.dumps(whole, indent=indent))
+    assert message(path) == (
+        f"{path}: this is one JSON object; an array of objects is expected (jq '.data' a.json > "
+        "rows.json takes the one at 'data')"
+    )
+    row = {"messages": [{"role": "user", "content": "x"}]}
+    assert read(write(tmp_path / "b.json", json.dumps(row))).rows == 1
+
+
 def test_broken_syntax_ends_an_array(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", '[\n{"prompt": "a"},\n{"prompt": "b"}\n{"prompt": "c"}\n]')
     assert message(path) == (
@@ -182,6 +205,40 @@ def test_only_rows_with_invalid_text_are_bad_in_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"prompt": prompts}), stream)
     path = write(tmp_path / "a.parquet", stream.getvalue())
     assert message(path) == f"{path}:2: found bytes that are not UTF-8, expected text"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("a.jsonl", as_parquet(ROWS), "is a Parquet file; name it .parquet"),
+        ("a.jsonl", gzip.compress(b"{}"), "is compressed by gzip; add .gz to its name"),
+        (
+            "a.json",
+            pyarrow.compress(b"{}", "zstd", asbytes=True),
+            "is compressed by Zstandard; add .zst to its name",
+        ),
+        (
+            "a.csv",
+            b"PK\x03\x04\x14\x00",
+            "is a zip archive or an office document; unpack it, or save the sheet as CSV",
+        ),
+    ],
+)
+def test_what_the_name_does_not_tell(
+    tmp_path: Path, name: str, content: bytes, advice: str
+) -> None:
+    path = write(tmp_path / name, content)
+    assert message(path) == f"{path} {advice}"
+
+
+def test_values_that_python_cannot_hold_are_bad_rows_of_parquet(tmp_path: Path) -> None:
+    stamps = pyarrow.array([5, 2**62], pyarrow.timestamp("us"))
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table({"prompt": ["a", "b"], "at": stamps}), stream)
+    path = write(tmp_path / "a.parquet", stream.getvalue())
+    assert message(path) == (
+        f"{path}:2: found a value that cannot be read (date value out of range)"
+    )
 
 
 def test_columns_that_mean_nothing_are_one_problem(tmp_path: Path) -> None:
