@@ -23,7 +23,7 @@ def add(
         str,
         typer.Argument(
             metavar="NAME=DATA",
-            help="Name of the domain and the training file.",
+            help="Name of the domain, and its training file or hub data set.",
             show_default=False,
         ),
     ],

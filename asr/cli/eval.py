@@ -21,6 +21,7 @@ from asr.cli.options import (
     TrustOption,
 )
 from asr.cli.output import counted, note, seconds, stderr, stdout, write_line
+from asr.data.hub import locate_data
 from asr.errors import ConfigError, DirectoryError, unknown
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--data",
-            metavar="NAME=FILE",
-            help="Test file of a domain, instead of the recorded one; may be repeated.",
+            metavar="NAME=DATA",
+            help="Test file or hub data set of a domain, instead of the recorded one; may be "
+            "repeated.",
             show_default=False,
         ),
     ] = None,
@@ -97,7 +99,7 @@ def evaluate(
     \b
     asr eval MODEL
     asr eval MODEL --split test
-    asr eval MODEL --data legal=legal.test.jsonl --data sums=sums.test.jsonl
+    asr eval MODEL --data legal=legal.test.jsonl --data sums=org/name:test
     """
     files = _files(data or [])
     split = split or ("test" if files else "dev")
@@ -158,7 +160,7 @@ def _show_dev(
     if not matrices:
         raise DirectoryError(
             f"'{directory.path}' has no stored evaluation (no domain is finished, or keep_eval is "
-            "false); score test files with --split test or --data NAME=FILE"
+            "false); score test files with --split test or --data NAME=DATA"
         )
     folder.mkdir(parents=True, exist_ok=True)
     written = draw_matrices(matrices, folder)
@@ -288,12 +290,12 @@ def _show(
 def _files(arguments: list[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for argument in arguments:
-        name, equals, file = argument.partition("=")
-        if not (name and equals and file):
-            raise ConfigError(f"--data '{argument}' is not NAME=FILE; write e.g. legal=test.jsonl")
+        name, equals, data = argument.partition("=")
+        if not (name and equals and data):
+            raise ConfigError(f"--data '{argument}' is not NAME=DATA; write e.g. legal=test.jsonl")
         if name in files:
             raise ConfigError(f"--data names '{name}' twice; give one file for it")
-        files[name] = Path(file)
+        files[name] = Path(locate_data(data, Path.cwd()))
     return files
 
 

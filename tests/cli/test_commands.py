@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -394,6 +395,24 @@ def test_info(trained: Trained) -> None:
     ):
         assert needed in text
     assert [line for line in text.splitlines() if len(line) > 100 and "warning" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("placement", "shown"),
+    [
+        ({"modules": ["layers.3.up"]}, "dominant, rank 2, layers.3.up, one pass"),
+        ({"modules": ["a", "b"]}, "dominant, rank 2, 2 modules, one pass"),
+        ({"modules": ["a", "b"], "ranks": [9, 1]}, "dominant, ranks 1 to 9, 2 modules, one pass"),
+        ({"modules": ["a"], "ranks": [9]}, "dominant, rank 9, a, one pass"),
+    ],
+)
+def test_info_of_a_dominant_placement(
+    own: Path, edit_manifest: Edit, placement: dict[str, Any], shown: str
+) -> None:
+    asked = {"kind": "dominant", "rank": 2, **placement}
+    edit_manifest(own, lambda tree: tree["domains"]["sum"].update(placement=asked))
+    lines = [" ".join(line.split()) for line in run_asr("info", own).out.splitlines()]
+    assert any(line.startswith("sum done") and line.endswith(shown) for line in lines)
 
 
 def test_info_json(trained: Trained) -> None:
