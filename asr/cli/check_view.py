@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -13,6 +14,9 @@ from asr.cli.output import counted
 
 _SHOWN = 1200
 """Characters of an example; the middle of a longer piece is left out."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but for tabs and line ends."""
 
 _NAMED = 3
 """Sources named in one line."""
@@ -106,36 +110,37 @@ def _remarks(domain: DomainReport, report: CheckReport) -> list[str]:
         if found.shortened:
             lines.append(
                 f"warning: {name}: {counted(len(found.shortened), 'example')} longer than "
-                f"max_length {found.limit} lose the middle of a user message "
+                f"max_length {found.limit}, shown without the middle of a user message "
                 f"({_some(found.shortened)})"
             )
         if found.split:
             lines.append(
                 f"{name}: {counted(len(found.split), 'text')} longer than max_length "
-                f"{found.limit} go on in further rows ({_some(found.split)})"
+                f"{found.limit}, continued in further rows ({_some(found.split)})"
             )
         if found.dropped:
+            every = "" if found.supervised else ": none is left, so asr train will refuse it"
             lines.append(
                 f"warning: {name}: {counted(len(found.dropped), 'example')} cannot fit into "
-                f"max_length {found.limit} and would be left out ({_some(found.dropped)})"
+                f"max_length {found.limit} and would be left out ({_some(found.dropped)}){every}"
             )
     repeated, unlike = domain.duplicates.repeated, domain.duplicates.contradictory
     if repeated:
         lines.append(
-            f"warning: {name}: {counted(len(repeated), 'prompt')} stand more than once with the "
+            f"warning: {name}: {counted(len(repeated), 'prompt')} more than once with the "
             f"same answer ({_groups(repeated)})"
         )
     if unlike:
         lines.append(
-            f"warning: {name}: {counted(len(unlike), 'prompt')} stand with different answers "
+            f"warning: {name}: {counted(len(unlike), 'prompt')} with different answers "
             f"({_groups(unlike)})"
         )
     for split, shared in (("dev", domain.shared_with_dev), ("test", domain.shared_with_test)):
         if shared:
             lines.append(
-                f"warning: {name}: {counted(len(shared), 'prompt')} of {split} stand in the "
-                f"training data too, but for case and white space ({_pairs(shared)}): scores on "
-                "them say nothing"
+                f"warning: {name}: {counted(len(shared), 'prompt')} of {split} also in the "
+                f"training data, but for case and white space ({_pairs(shared)}): scores there say "
+                "nothing"
             )
     return lines
 
@@ -169,7 +174,7 @@ def _show_first(domain: DomainReport, console: Console) -> None:
     console.print(Text(title, style="bold"), soft_wrap=True)
     text = Text()
     for piece, learned in domain.first:
-        shown = _middle_out(piece)
+        shown = _visible(_middle_out(piece))
         if coloured:
             text.append(shown, style="bold green" if learned else "dim")
         else:
@@ -182,6 +187,11 @@ def _middle_out(text: str, limit: int = _SHOWN) -> str:
         return text
     half = limit // 2
     return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
+
+
+def _visible(text: str) -> str:
+    """Write control characters as escapes: a terminal would obey them."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def _quote(text: str) -> str:

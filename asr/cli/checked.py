@@ -12,7 +12,7 @@ from asr.base.tokenizer import BaseTokenizer
 from asr.data.cut import dev_cut
 from asr.data.encode import encode_example
 from asr.data.formats import FORMATS, Example
-from asr.data.hub import PREFIX, locate_data
+from asr.data.hub import is_hub, locate_data
 from asr.data.load import MINIMUM_PROMPTS, LoadedData, load_examples
 from asr.data.report import (
     Duplicates,
@@ -26,24 +26,25 @@ from asr.data.views import CommonPart, find_common_part
 from asr.errors import DataError, unknown
 from asr.eval.registry import check_examples
 from asr.train.check_data import chosen_scorer
+from asr.train.config import TrainingConfig
 from asr.train.config_file import check_files, load_config
-
-MAX_LENGTH = 1024
-"""Tokens of an example where no config says how many."""
 
 Shared = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class DomainPlan:
-    """Where a domain's data lies, and how it is to be read; of a config, or a file by itself."""
+    """Where a domain's data lies, and how it is to be read; of a config, or a file by itself.
+
+    What a file by itself leaves open is as in training by default.
+    """
 
     train: str
     dev: str | None = None
     test: str | None = None
     format: str | None = None
     limit: int | None = None
-    max_length: int = MAX_LENGTH
+    max_length: int = TrainingConfig().max_length
     scorer: str | None = None
     of_config: bool = True
 
@@ -140,11 +141,12 @@ def plan_of_file(target: str, fmt: str | None, test: str | None) -> Plan:
         raise DataError(unknown("data format", fmt, FORMATS))
     here = Path.cwd()
     located = locate_data(target, here)
-    train = located if located.startswith(PREFIX) else target
+    train = located if is_hub(located) else target
     where = None if test is None else locate_data(test, here)
     # a file to look at may be shorter than one to train on
     plan = DomainPlan(train, None, where, fmt, of_config=False)
-    return Plan(target, {Path(target).name.partition(".")[0]: plan})
+    file = Path(target).name
+    return Plan(target, {file.partition(".")[0] or file: plan})
 
 
 def read_plan(plan: Plan) -> dict[str, DomainSets]:

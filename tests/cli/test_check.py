@@ -92,8 +92,8 @@ def test_the_lengths_are_those_of_training(tmp_path: Path, base: Path) -> None:
     assert lengths["dropped"] == ["legal.jsonl:22"]
     out = shown(path, "--base", base).out
     assert (
-        "warning: legal: 1 example longer than max_length 1024 lose the middle of a user message "
-        "(legal.jsonl:21)"
+        "warning: legal: 1 example longer than max_length 1024, shown without the middle of a user "
+        "message (legal.jsonl:21)"
     ) in out
     assert "cannot fit into max_length 1024 and would be left out (legal.jsonl:22)" in out
 
@@ -113,9 +113,33 @@ def test_duplicates_and_shared_prompts(tmp_path: Path) -> None:
     assert (domain["examples"], domain["prompts"], domain["test"]) == (22, 20, 1)
     lines = shown(path, "--test", test).out.splitlines()
     assert (
-        "warning: legal: 1 prompt of test stand in the training data too, but for case and white "
-        "space (test.jsonl:1 = legal.jsonl:8): scores on them say nothing"
+        "warning: legal: 1 prompt of test also in the training data, but for case and white space "
+        "(test.jsonl:1 = legal.jsonl:8): scores there say nothing"
     ) in lines
+    assert (
+        "warning: legal: 1 prompt more than once with the same answer "
+        "(legal.jsonl:4 = legal.jsonl:21)"
+    ) in lines
+    assert (
+        "warning: legal: 1 prompt with different answers (legal.jsonl:5 = legal.jsonl:22)" in lines
+    )
+
+
+def test_it_says_where_nothing_would_be_left_to_train_on(tmp_path: Path, base: Path) -> None:
+    endless = [{"prompt": f"q {i}", "completion": "word " * 600} for i in range(3)]
+    path = write(tmp_path / ".jsonl", endless)
+    assert (
+        "warning: .jsonl: 3 examples cannot fit into max_length 1024 and would be left out "
+        "(.jsonl:1, .jsonl:2, .jsonl:3): none is left, so asr train will refuse it"
+    ) in shown(path, "--base", base).out.splitlines()
+
+
+def test_control_characters_reach_no_terminal(tmp_path: Path, base: Path) -> None:
+    rows = [{"prompt": f"a \x1b[31mred\x9b\r\n{i}", "completion": "bell\x07\x7f"} for i in range(4)]
+    out = shown(write(tmp_path / "legal.jsonl", rows), "--base", base).out
+    assert "a \\x1b[31mred\\x9b\\r\n0<|im_end|>" in out
+    assert "[[bell\\x07\\x7f<|im_end|>]]" in out
+    assert not {"\x1b", "\x9b", "\x07", "\x7f"} & set(out)
 
 
 def test_without_a_base_it_says_what_is_left_out(tmp_path: Path) -> None:
