@@ -1,16 +1,16 @@
 """How large the demo is, and how long that takes on this machine.
 
-The budget, in tokens. Both methods see every domain; the first domain is the same training for both
-and is done once. 88 of 104 examples are trained on (68 of 80 in the short form), twice, of 55 to
-100 tokens each:
+The budget, in tokens of the built-in base, as :func:`stage_costs` counts them. Both methods see
+every domain; the first domain is the same training for both and is done once. 87 to 92 of 104
+examples are trained on (65 to 70 of 80 in the short form), twice, of 62 to 83 tokens on average:
 
                               full (4 domains)     quick (2 domains)
-    private adapters          51,000 tokens        18,000 tokens
-    one LoRA                  40,000                9,700
+    private adapters          52,000 tokens        17,900 tokens
+    one LoRA                  40,900                9,300
     background class           6,100                3,100
-    answers                   11,800 generated      3,500 generated, DECODE_COST each
+    answers                   11,800 generated      3,400 generated, DECODE_COST each
 
-At 270 training tokens/s (2 cores with AVX512-BF16) that is 9 and 3 minutes. A machine without the
+At 270 training tokens/s (2 cores with AVX512-BF16) that is 8 and 3 minutes. A machine without the
 instruction trains 60 to 150 tokens/s and gets the short form, unless ``--full`` asks otherwise.
 """
 

@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, console: Console) -> None:
     began = time.perf_counter()
+    file = next((place for place in (given.out, *given.out.parents) if place.is_file()), None)
+    if file is not None:
+        raise DirectoryError(f"'{file}' is a file; give a folder with --out")
     console.print("Loading PyTorch ...", style="dim")
     from asr.base.quiet import quiet_libraries
     from demo.forms import FULL, QUICK, Budget, choose, stage_costs
@@ -69,7 +72,7 @@ def _run(given: argparse.Namespace, console: Console) -> None:
     _headline(console, "1. This machine")
     with quiet_libraries():
         narrator = Narrator(console, Budget({}, 1.0))
-        base = _load(given.base, _folder(out, asked or full), narrator)
+        base = _load(given.base, narrator)
     form = asked or full
     story = _prepare(form, base, out, narrator)
     rate = _pace(story, out)
@@ -114,14 +117,26 @@ def _run(given: argparse.Namespace, console: Console) -> None:
 
 
 def _prepare(form: Form, base: LoadedBase, out: Path, narrator: Narrator) -> Story:
-    """Write the data of a form, read and check it as training does."""
+    """Write the data of a form, read and check it as training does.
+
+    Rendered with the chat template of an earlier start of that form, where there is one: a template
+    may hold the date of its day.
+    """
+    from asr.base.tokenizer import make_template
     from asr.compare import load_test_sets
+    from asr.model.atomic import storage_errors
+    from asr.model.directory import ModelDirectory
     from asr.train.config_file import load_config
     from asr.train.prepare import feature_contract, prepare_domains
     from demo.story import Story
 
     folder = _folder(out, form)
-    domains.write(folder, form.domains, train=form.train, test=form.test)
+    saved = ModelDirectory(folder / "model").chat_template
+    if saved.is_file():
+        template = make_template(base.tokenizer, saved.read_text(encoding="utf-8"))
+        base = replace(base, template=template)
+    with storage_errors(folder):
+        domains.write(folder, form.domains, train=form.train, test=form.test)
     config = load_config(CONFIG)
     chosen = {
         name: config.domains[name].model_copy(
@@ -138,19 +153,16 @@ def _prepare(form: Form, base: LoadedBase, out: Path, narrator: Narrator) -> Sto
     return Story(config, base, prepared, load_test_sets(prepared), folder, narrator)
 
 
-def _load(name: str | None, folder: Path, narrator: Narrator) -> LoadedBase:
-    """Load the base, with the chat template of an earlier start where there is one."""
+def _load(name: str | None, narrator: Narrator) -> LoadedBase:
+    """Load the base, once for whatever form is chosen."""
     from asr.base.load import load_base
-    from asr.model.directory import ModelDirectory
     from asr.train.config_file import load_config
 
-    template = ModelDirectory(folder / "model").chat_template
     config = load_config(CONFIG)
     return load_base(
         name or config.base,
         device=config.device,
         dtype=config.dtype,
-        template_text=template.read_text(encoding="utf-8") if template.is_file() else None,
         say=narrator.say,
     )
 
@@ -187,8 +199,6 @@ def _resized(form: Form, given: argparse.Namespace) -> Form:
 
 def _folder(out: Path, form: Form) -> Path:
     """The full form lies in ``out`` itself, where ``configs/demo.yaml`` looks for its data."""
-    if out.exists() and not out.is_dir():
-        raise DirectoryError(f"'{out}' is a file; give a folder with --out")
     return out if form.name == "full" else out / form.name
 
 
@@ -197,7 +207,8 @@ def _headline(console: Console, text: str) -> None:
     console.print(Text(f"\n== {text} {'=' * max(0, 76 - len(text))}\n", style="bold"))
 
 
-def _next(model: Path, figure: Path) -> str:
+def _next(folder: Path, figure: Path) -> str:
+    model = shlex.quote(str(folder))
     lines = [
         (f"asr chat {model}", "talk to it; each turn shows its route"),
         (f'asr route {model} "..."', "where a prompt goes, and how sure that is"),

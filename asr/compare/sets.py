@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asr.data.load import load_examples
 from asr.errors import DataError
-from asr.eval.evaluate import EvalSet
+from asr.eval.evaluate import EvalSet, check_set
 from asr.train.prepare import PreparedDomain
 
 
@@ -21,7 +21,7 @@ def load_test_sets(
         seed: seed of the draw.
 
     Raises:
-        DataError: a domain has no test file, or it cannot be used.
+        DataError: a domain has no test file, or it cannot be used, or the scorer cannot score it.
     """
     sets = []
     for domain in domains:
@@ -48,4 +48,5 @@ def load_test_sets(
                 max_new_tokens=domain.max_new_tokens,
             )
         )
+        check_set(sets[-1])
     return sets

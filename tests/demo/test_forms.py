@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from asr.model.background import TOKENS
 from asr.train.config_file import load_config
 from demo.domains import DOMAINS
-from demo.forms import FULL, LIMIT_SECONDS, QUICK, START_SECONDS, Budget, choose, estimate
+from demo.forms import (
+    DECODE_COST,
+    FULL,
+    LIMIT_SECONDS,
+    QUICK,
+    START_SECONDS,
+    Budget,
+    choose,
+    estimate,
+    stage_costs,
+)
 from demo.run import CONFIG
 
 COSTS = {("private", "a"): 60_000.0, ("one LoRA", "a"): 40_000.0, ("score", "a"): 20_000.0}
@@ -35,6 +50,29 @@ def test_forms_name_domains_of_the_config_in_its_order() -> None:
 
 def test_the_estimate_is_tokens_by_speed_and_the_start() -> None:
     assert estimate(COSTS, 240.0) == START_SECONDS + 500.0
+
+
+def test_costs_are_the_tokens_of_each_stage() -> None:
+    def prepared(name: str, tokens: int, rows: int, answers: int) -> Any:
+        report = SimpleNamespace(total_tokens=tokens, rows=rows, supervised_tokens=answers)
+        return SimpleNamespace(
+            name=name,
+            data=SimpleNamespace(encoded=SimpleNamespace(report=report)),
+            settings=SimpleNamespace(passes=2),
+            max_new_tokens=30,
+        )
+
+    form = replace(QUICK, test=10, background=5)
+    # answers of 4 and of 6 tokens
+    costs = stage_costs([prepared("a", 900, 20, 80), prepared("b", 700, 10, 60)], form)
+    assert costs == {
+        ("private", "a"): 900 * 2 + 5 * TOKENS,  # the base writes the background first
+        ("one LoRA", "a"): 0.0,  # the same training
+        ("score", "a"): DECODE_COST * 10 * (30 + 4 + 4),  # base, private, one LoRA
+        ("private", "b"): 700 * 2,
+        ("one LoRA", "b"): 700 * 2,
+        ("score", "b"): DECODE_COST * 10 * (30 + 6 + (4 + 6)),  # one LoRA: on both
+    }
 
 
 def test_a_fast_machine_runs_the_full_form() -> None:

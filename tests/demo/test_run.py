@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
 import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from asr.base import chat_template
 from asr.compare import finding
 from asr.compare.ledger import Ledger
+from asr.errors import StorageError
 from asr.eval.matrix import EvalMatrix
 from asr.model.directory import ModelDirectory
 from asr.model.manifest import Manifest
@@ -156,15 +161,40 @@ def test_stopped_in_the_middle_it_says_how_to_go_on_and_goes_on(
         assert (tmp_path / "quick" / name).read_text() == (told[0] / "quick" / name).read_text()
 
 
-def test_a_slow_machine_gets_the_short_form_and_keeps_it(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_slow_machine_gets_the_short_form_and_keeps_it_on_another_day(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tmp_path.joinpath(run.PACE_FILE).write_text(json.dumps({"training_tokens_per_second": 0.5}))
-    assert run.main(["--base", str(base), "--out", str(tmp_path), *SMALL]) == 0
+    base = save_tiny_base(tmp_path / "base")
+    template = base / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y-%m-%d') + ' ' }}" + template.read_text())
+    out = tmp_path / "my demo"
+    out.mkdir()
+    out.joinpath(run.PACE_FILE).write_text(json.dumps({"training_tokens_per_second": 0.5}))
+    arguments = ["--base", str(base), "--out", str(out), *SMALL]
+    _set_today(monkeypatch, "2031-05-01")
+    assert run.main(arguments) == 0
     text = capsys.readouterr().out
     assert "so this is the short form (2 domains instead of 4). --full runs the long one" in text
-    assert (tmp_path / "quick" / "forgetting.png").is_file()
-    assert not (tmp_path / "model").exists()
+    assert f"asr chat '{out / 'quick' / 'model'}'" in text
+    assert (out / "quick" / "forgetting.png").is_file()
+    assert not (out / "model").exists()
+    pinned = (out / "quick" / "model" / "chat_template.jinja").read_text()
+    assert "2031-05-01" in pinned
+    _set_today(monkeypatch, "2031-05-02")
+    assert run.main(arguments) == 0
+    assert capsys.readouterr().out.count("there from an earlier start") == 4
+    assert (out / "quick" / "model" / "chat_template.jinja").read_text() == pinned
+
+
+def _set_today(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
+    class Calendar(datetime.date):
+        @classmethod
+        def today(cls) -> datetime.date:
+            return datetime.date.fromisoformat(day)
+
+    monkeypatch.setattr(
+        chat_template, "datetime", types.SimpleNamespace(date=Calendar, datetime=datetime.datetime)
+    )
 
 
 def test_other_sizes_in_the_same_folder_are_refused_in_one_line(
@@ -197,10 +227,29 @@ def test_bad_arguments(
     assert message in capsys.readouterr().err
 
 
-def test_a_file_in_place_of_the_folder_is_named(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("inside", ["", "out"])
+def test_a_file_in_place_of_the_folder_is_named_before_anything_is_loaded(
+    inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    assert run.main(["--base", str(base), "--out", str(file)]) == 2
-    assert f"error: '{file}' is a file; give a folder with --out" in capsys.readouterr().err
+    assert run.main(["--out", str(file / inside)]) == 2
+    shown = capsys.readouterr()
+    assert " ".join(shown.err.split()) == f"error: '{file}' is a file; give a folder with --out"
+    assert shown.out == ""
+
+
+def test_a_full_disk_is_told_in_one_line(
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*arguments: object, **sizes: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run.domains, "write", full)
+    out = tmp_path / "out"
+    assert run.main(["--quick", "--base", str(base), "--out", str(out)]) == StorageError.exit_code
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"error: cannot write {out / 'quick'}: " in error
