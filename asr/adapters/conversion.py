@@ -77,8 +77,9 @@ def to_plain(
 ) -> tuple[dict[str, Tensor], LoraConfig]:
     """Return state and configuration of the plain LoRA that equals the trained adapter.
 
-    Where the base is untouched, both are as they are. Else the rank doubles, and alpha such that
-    the scaling stays. The configuration is a copy, and asks for no initialisation: that is over.
+    Where the base is untouched, both are as they are. Else the rank of every module doubles, and
+    alpha such that the scaling stays. The configuration is a copy, and asks for no initialisation:
+    that is over.
 
     Args:
         peft_model: the model with the trained adapter.
@@ -99,6 +100,9 @@ def to_plain(
     finally:
         attached.base_model_name_or_path = name
     config.r *= 2
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
     # alpha / r, or alpha / sqrt(r) with rsLoRA
-    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
+    growth = math.sqrt(2) if config.use_rslora else 2
+    config.lora_alpha *= growth
+    config.alpha_pattern = {name: alpha * growth for name, alpha in config.alpha_pattern.items()}
     return state, config

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
 from asr.adapters.lora import TRAINING_NAME
-from asr.adapters.storage import StoredAdapter, load_adapter
+from asr.adapters.storage import StoredAdapter, load_adapter, rank_of
 from asr.errors import AdapterError
 
 
@@ -33,7 +33,7 @@ def load_initial(
 
     Raises:
         AdapterError: for any reason of :func:`asr.adapters.storage.load_adapter`; if the saved
-            adapter has another rank or sits on other modules than the fresh one.
+            adapter has another rank (of any module) or sits on other modules than the fresh one.
     """
     stored = load_adapter(folder, base_fingerprint=base_fingerprint)
     config: Any = peft_model.peft_config[TRAINING_NAME]
@@ -51,6 +51,14 @@ def load_initial(
             f"({folder}) on {len(stored.modules)}; '{different[0]}' carries the {side} only; give "
             "both the same adapter.placement, or start from another"
         )
+    for module in sorted(wanted):
+        ours, theirs = rank_of(config, module), stored.rank_of(module)
+        if ours != theirs:
+            raise AdapterError(
+                f"the new adapter has rank {ours} on '{module}', the one it would start from "
+                f"({folder}) rank {theirs}; give both the same adapter.placement, or start from "
+                "another"
+            )
     state = get_peft_model_state_dict(
         peft_model, adapter_name=TRAINING_NAME, save_embedding_layers=False
     )

@@ -6,6 +6,7 @@ counts what PEFT really attached, and guarantees that the base comes back as it 
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -48,9 +49,14 @@ class LoraSettings:
     init_lora_weights: Initialisation = True
 
     @property
+    def saved_times(self) -> int:
+        """How many times its rank an adapter is saved with: 2 where its start rewrites the base."""
+        return 2 if rewrites_base(self.init_lora_weights) else 1
+
+    @property
     def saved_rank(self) -> int:
         """Rank of the saved adapter: twice ``rank`` where the initialisation rewrites the base."""
-        return self.rank * 2 if rewrites_base(self.init_lora_weights) else self.rank
+        return self.rank * self.saved_times
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest; variants only where they are asked for."""
@@ -66,20 +72,51 @@ _DEFAULTS = {field.name: field.default for field in fields(LoraSettings)}
 
 
 def lora_config(placement: Placement, settings: LoraSettings, base_name: str) -> LoraConfig:
-    """PEFT's configuration for a placement, with explicit full module names."""
+    """PEFT's configuration for a placement, with explicit full module names.
+
+    Where modules have ranks of their own, ``r`` is the largest of them, and patterns hold the
+    others. All modules then share the scale ``alpha / rank`` of the settings, so that an engine
+    that knows one scale per adapter computes the same. rsLoRA shares ``alpha`` instead, as it is
+    defined: each module is scaled by ``alpha / sqrt(its rank)``.
+    """
+    ranks = placement.ranks_at(settings.rank)
+    largest = max(ranks)
+    smaller = {
+        exact_pattern(module.name): rank
+        for module, rank in zip(placement.modules, ranks, strict=True)
+        if rank != largest
+    }
+
+    def alpha(rank: int) -> int:
+        """PEFT types alpha as int but only divides by it; integers keep older readers happy."""
+        same = settings.use_rslora or rank == settings.rank
+        value = settings.alpha if same else settings.alpha * rank / settings.rank
+        return int(value) if value == int(value) else value  # type: ignore[return-value]
+
     return LoraConfig(
-        r=settings.rank,
-        # PEFT types alpha as int but only divides by it; an integer keeps older readers happy.
-        lora_alpha=int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha,  # type: ignore[arg-type]
+        r=largest,
+        lora_alpha=alpha(largest),
         lora_dropout=settings.dropout,
         use_rslora=settings.use_rslora,
         init_lora_weights=settings.init_lora_weights,  # type: ignore[arg-type]
         target_modules=placement.names,
+        rank_pattern=smaller,
+        alpha_pattern={}
+        if settings.use_rslora
+        else {name: alpha(rank) for name, rank in smaller.items()},
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
         fan_in_fan_out=all(module.transposed for module in placement.modules),
     )
+
+
+def exact_pattern(name: str) -> str:
+    """A key of PEFT's patterns that means this module only.
+
+    They are regular expressions, which PEFT compares with every ending of a name.
+    """
+    return "^" + re.escape(name)
 
 
 def check_variant(model: nn.Module, placement: Placement, settings: LoraSettings) -> None:
@@ -92,11 +129,11 @@ def check_variant(model: nn.Module, placement: Placement, settings: LoraSettings
     problem = initialisation_problem(name)
     if problem is not None:
         raise AdapterError(problem)
-    for module in placement.modules:
+    for module, rank in zip(placement.modules, placement.ranks_at(settings.rank), strict=True):
         weight: Any = model.get_submodule(module.name).weight
         problem = shape_problem(
             name,
-            settings.rank,
+            rank,
             rows=module.out_features,
             columns=module.in_features,
             transposed=module.transposed,
@@ -159,7 +196,8 @@ def attach_for_training(
     trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
     expected = placement.parameters(settings.rank)
     if settings.init_lora_weights == "mica":  # B stays as it starts
-        expected = sum(module.in_features for module in placement.modules) * settings.rank
+        pairs = zip(placement.modules, placement.ranks_at(settings.rank), strict=True)
+        expected = sum(module.in_features * rank for module, rank in pairs)
     if trainable != expected:
         detach(peft_model)
         raise AdapterError(f"{trainable} parameters are trainable, {expected} expected")

@@ -8,6 +8,8 @@ Kinds:
     - ``deep``: every linear module of the decoder layers from the router layer ``L`` up (one pass).
     - ``all``: every linear module of all decoder layers (two passes).
     - ``modules``: the full names that the user gives; one pass if all lie in layers >= ``L``.
+    - ``dominant``: the modules that receive the largest gradients, found by a probe of data
+      (:mod:`asr.adapters.dominant`); alone in that its modules may have ranks of their own.
 
 Left out on purpose: embeddings, the language-model head and the experts of mixture-of-experts
 layers. Experts that are 3-D parameters are no linear modules, which plain LoRA files cannot express
@@ -27,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from asr.base.layers import decoder_layers
 from asr.errors import AdapterError, did_you_mean
 
-PlacementKind = Literal["deep", "all", "modules"]
+PlacementKind = Literal["deep", "all", "modules", "dominant"]
 _SHOWN = 8
 
 
@@ -67,11 +69,13 @@ class Placement:
         kind: how it was asked for.
         modules: the modules that carry an adapter, in layer order.
         router_layer: the router layer ``L`` that it was resolved against.
+        ranks: rank of each module, in the order of ``modules``; None: all have the common one.
     """
 
     kind: PlacementKind
     modules: tuple[LinearModule, ...]
     router_layer: int
+    ranks: tuple[int, ...] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -83,9 +87,22 @@ class Placement:
         """``one`` if every adapted module lies at or above the router layer."""
         return "one" if min(m.layer for m in self.modules) >= self.router_layer else "two"
 
+    def alike(self, other: Placement) -> bool:
+        """Whether adapters of the two have tensors of the same names and shapes."""
+        return (self.names, self.ranks) == (other.names, other.ranks)
+
+    def ranks_at(self, rank: int) -> tuple[int, ...]:
+        """Rank of each module where ``rank`` is the common one."""
+        return (rank,) * len(self.modules) if self.ranks is None else self.ranks
+
+    def largest_rank(self, rank: int) -> int:
+        """Largest rank of a module where ``rank`` is the common one."""
+        return max(self.ranks_at(rank))
+
     def parameters(self, rank: int) -> int:
-        """Trainable parameters at the given rank."""
-        return sum(module.lora_parameters(rank) for module in self.modules)
+        """Trainable parameters where ``rank`` is the common rank."""
+        pairs = zip(self.modules, self.ranks_at(rank), strict=True)
+        return sum(module.lora_parameters(own) for module, own in pairs)
 
     def describe(self) -> str:
         """One line for people: kind, number of modules, layers, passes."""

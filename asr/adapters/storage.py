@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ _ANY_VALUE = frozenset(
         "peft_version",
         "qalora_group_size",
         "r",
+        "rank_pattern",
         "revision",
         "runtime_config",
         "target_modules",
@@ -72,7 +74,7 @@ class StoredAdapter:
         config: PEFT's configuration.
         tensors: state dict in PEFT's naming, without an adapter name in the keys.
         modules: full names of the adapted modules, sorted.
-        rank: LoRA rank.
+        rank: LoRA rank of every module that has none of its own (:meth:`rank_of`).
         sha256: hash of the tensor file.
         base_fingerprint: fingerprint of the base it was trained on, None if foreign.
     """
@@ -84,11 +86,21 @@ class StoredAdapter:
     sha256: str
     base_fingerprint: str | None
 
+    def rank_of(self, module: str) -> int:
+        """LoRA rank of a module."""
+        return rank_of(self.config, module)
+
     def scaling(self, module: str) -> float:
         """Factor of ``B A`` on a module: alpha over the rank, or over its root (rsLoRA)."""
-        pattern = self.config.alpha_pattern or {}
+        pattern, rank = self.config.alpha_pattern or {}, self.rank_of(module)
         alpha = pattern.get(get_pattern_key(list(pattern), module), self.config.lora_alpha)
-        return float(alpha / (math.sqrt(self.rank) if self.config.use_rslora else self.rank))
+        return float(alpha / (math.sqrt(rank) if self.config.use_rslora else rank))
+
+
+def rank_of(config: LoraConfig, module: str) -> int:
+    """LoRA rank that a configuration gives a module, by its patterns or for all."""
+    pattern = config.rank_pattern or {}
+    return int(pattern.get(get_pattern_key(list(pattern), module), config.r))
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -196,9 +208,10 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None = None) -> Stored
                 f"{list(tensor.shape)}); restore it from a copy, or train it again"
             )
         rank = tensor.shape[0] if name.endswith("lora_A.weight") else tensor.shape[1]
-        if rank != config.r:
+        expected = rank_of(config, name.removeprefix(_PREFIX).rpartition(".lora_")[0])
+        if rank != expected:
             raise AdapterError(
-                f"adapter {folder}: {name} has rank {rank}, its configuration says {config.r}"
+                f"adapter {folder}: {name} has rank {rank}, its configuration says {expected}"
             )
     return StoredAdapter(config, tensors, modules, config.r, sha256, stored)
 
@@ -252,6 +265,27 @@ def _require_plain(raw: dict[str, Any], path: Path) -> None:
             f"{path}: r={json.dumps(rank)}, lora_alpha={json.dumps(alpha)}; both must be numbers, "
             "r 1 or more"
         )
+    _require_patterns(raw, path)
+
+
+def _require_patterns(raw: dict[str, Any], path: Path) -> None:
+    """Ranks and alphas of single modules, by regular expressions over the names' endings."""
+    for key, what in (("rank_pattern", "a whole number, 1 or more"), ("alpha_pattern", "a number")):
+        pattern = raw.get(key) or {}
+        if not isinstance(pattern, dict):
+            raise AdapterError(f"{path}: {key} must be a mapping of module names")
+        for name, value in pattern.items():
+            rank = key == "rank_pattern"
+            if not _is_number(value) or (rank and (value != int(value) or value < 1)):
+                raise AdapterError(
+                    f"{path}: {key} of {json.dumps(name)} is {json.dumps(value)}; it must be {what}"
+                )
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise AdapterError(
+                    f"{path}: {key}: {json.dumps(name)} is no regular expression ({error})"
+                ) from error
 
 
 def _is_number(value: Any) -> bool:
@@ -285,8 +319,16 @@ def _readme(domain: str, config: LoraConfig, facts: dict[str, Any]) -> str:
         "`PeftModel.from_pretrained(base, this_folder)` and in vLLM; chosen automatically, it runs",
         "in the routed model that this folder belongs to.",
         "",
-        f"- rank {config.r}, alpha {config.lora_alpha}, {len(config.target_modules or ())} modules",
+        f"- {_scale(config)}, {len(config.target_modules or ())} modules",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
     ]
     return "\n".join(lines)
+
+
+def _scale(config: LoraConfig) -> str:
+    """Rank and alpha for people; where modules have ranks of their own, the smallest to largest."""
+    ranks = [config.r, *(config.rank_pattern or {}).values()]
+    if min(ranks) == max(ranks):
+        return f"rank {config.r}, alpha {config.lora_alpha}"
+    return f"ranks {min(ranks)} to {max(ranks)}, alpha {config.lora_alpha} at the largest"

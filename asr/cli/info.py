@@ -199,10 +199,17 @@ def _placement(entry: DomainEntry) -> str:
     placement = entry.placement
     if not placement:
         return "-"
-    modules = placement.get("modules")
+    modules, ranks = placement.get("modules"), placement.get("ranks")
     count = len(modules) if isinstance(modules, list) else 0
+    where = counted(count, "module")
+    if placement.get("kind") == "dominant" and isinstance(modules, list) and count == 1:
+        where = str(modules[0])
+    rank = f"rank {placement.get('rank')}"
+    if isinstance(ranks, list) and ranks:
+        few, many = min(ranks), max(ranks)
+        rank = f"rank {few}" if few == many else f"ranks {few} to {many}"
     return (
-        f"{placement.get('kind')}, rank {placement.get('rank')}, {counted(count, 'module')}, "
+        f"{placement.get('kind')}, {rank}, {where}, "
         f"{entry.passes} pass{'' if entry.passes == 'one' else 'es'}"
     )
 

@@ -364,7 +364,7 @@ class SequentialLora:
                     sha256=step.adapter_sha256,
                     parameters=domain.placement.parameters(domain.lora.rank),
                     bytes=weights.stat().st_size,
-                    rank=domain.lora.rank,
+                    rank=domain.saved_rank,
                 ),
             )
         return manifest
@@ -393,7 +393,7 @@ def _require_one_shape(domains: Sequence[PreparedDomain]) -> None:
                 f"'{domain.name}' has init_lora_weights {domain.lora.init_lora_weights}, which "
                 "makes a LoRA anew and cannot go on from another; leave it out for the comparison"
             )
-        if domain.placement.names != first.placement.names or domain.lora != first.lora:
+        if not domain.placement.alike(first.placement) or domain.lora != first.lora:
             raise ConfigError(
                 f"one LoRA has one placement, rank, alpha and dropout, but '{domain.name}' and "
                 f"'{first.name}' differ in them; give both the same adapter section"

@@ -168,7 +168,9 @@ class DomainEntry(BaseModel):
     scorer: str | None = None
     max_new_tokens: int | None = Field(default=None, ge=1, description="Longest answer.")
     placement: dict[str, Json] = Field(
-        default_factory=dict, description="kind, modules (explicit full names), rank, alpha, ..."
+        default_factory=dict,
+        description="kind, modules (explicit full names), rank, alpha, ...; of a dominant one also "
+        "ranks (where they differ), asked (the request) and found (what a probe measured).",
     )
     passes: Literal["one", "two"] = "one"
     adapter: AdapterEntry | None = None

@@ -183,10 +183,12 @@ def train_adapter(
             f"processes; use a multiple of {args.world_size}"
         )
     args.per_device_train_batch_size = settings.batch_size // args.world_size
-    if announce is not None and lora.saved_rank != lora.rank:
+    if announce is not None and lora.saved_times > 1:
+        saved = f"of rank {lora.saved_rank}, twice {lora.rank}"
         announce(
             f"{lora.init_lora_weights}: trains over a rewritten base, which is given back; the "
-            f"adapter is saved as plain LoRA of rank {lora.saved_rank}, twice {lora.rank}"
+            f"adapter is saved as plain LoRA "
+            + (saved if placement.ranks is None else "of twice its ranks")
         )
     with quiet_libraries():
         model = attach_for_training(base.model, placement, lora, base.name, seed)

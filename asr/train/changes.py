@@ -18,7 +18,8 @@ from asr.errors import ConfigError
 from asr.model.contract import FeatureContract
 from asr.model.manifest import DomainEntry, Manifest
 
-_PUBLISHED = frozenset({"trained", "routed", "done"})
+PUBLISHED = frozenset({"trained", "routed", "done"})
+"""States of a domain whose adapter is there: it is never made again, nor its placement."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class RunPlan:
     seed: int
     domains: Sequence[DomainPlan]
     quantisation: str | None = None
+
+
+def holding(manifest: Manifest, plan: RunPlan) -> dict[str, DomainEntry]:
+    """Entries of the ledger whose placement may be taken over; ``plan`` may lack its domains.
+
+    A published adapter sits where it sits. What was only decided holds as long as it was decided
+    with this base, seed and feature contract.
+    """
+    common = _common_changes(manifest, plan)
+    return {
+        name: entry
+        for name, entry in manifest.domains.items()
+        if entry.status in PUBLISHED or (entry.placement and not common)
+    }
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ def check_resume(manifest: Manifest, plan: RunPlan) -> Resume:
         ConfigError: something changed that a finished domain depends on. One change is one line;
             more have a first line with their number and a line each (what, old value, new value).
     """
-    finished = [n for n, entry in manifest.domains.items() if entry.status in _PUBLISHED]
+    finished = [n for n, entry in manifest.domains.items() if entry.status in PUBLISHED]
     plans = {domain.name: domain for domain in plan.domains}
     common = _common_changes(manifest, plan)
     problems: list[str] = []
@@ -150,19 +165,33 @@ def _domain_changes(entry: DomainEntry, plan: DomainPlan) -> list[str]:
     if entry.data is not None and plan.data_sha256 not in (None, entry.data.sha256):
         changes.append(_change("training data (sha256)", entry.data.sha256, plan.data_sha256))
     recorded: dict[str, Any] = {**entry.training}
-    if entry.placement:
-        recorded["placement"] = entry.placement
+    settings = dict(plan.settings)
+    if entry.placement and "placement" in settings:
+        recorded["placement"], settings["placement"] = _comparable(
+            entry.placement, settings["placement"]
+        )
     for key in recorded:
-        if key not in plan.settings:
+        if key not in settings:
             continue
         old = _leaves(key, recorded[key])
-        new = _leaves(key, plan.settings[key])
+        new = _leaves(key, settings[key])
         changes += [
             _change(field, old.get(field, _ABSENT), new.get(field, _ABSENT))
             for field in dict.fromkeys([*old, *new])
             if old.get(field, _ABSENT) != new.get(field, _ABSENT)
         ]
     return changes
+
+
+def _comparable(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two placements without what was measured, and where the kind changed, what comes with it."""
+    left_out = {"found"} if old.get("kind") == new.get("kind") else {"found", "asked", "ranks"}
+    return (
+        {key: value for key, value in old.items() if key not in left_out},
+        {key: value for key, value in new.items() if key not in left_out},
+    )
 
 
 class _Absent:

@@ -16,12 +16,10 @@ from asr.data.views import VIEWS
 from asr.errors import unknown
 from asr.eval import scorer_names
 from asr.model.manifest import DomainName
+from asr.train.placement_config import Placement
 from asr.train.reporting import TRACKERS
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-PLACEMENTS = ("deep", "all")
-"""Placements by name. Beside them, ``{modules: [full module names]}``."""
 
 INITIALISATIONS = ("none", "nearest")
 """What an adapter may start from, beside an earlier domain by its name."""
@@ -32,33 +30,6 @@ SCORERS = tuple(scorer_names())
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-
-
-class ModulePlacement(BaseModel):
-    """LoRA on exactly these modules."""
-
-    model_config = _STRICT
-
-    modules: tuple[str, ...] = Field(
-        min_length=1, description="Full names, e.g. model.layers.11.mlp.down_proj."
-    )
-
-
-def _placement(value: object) -> object:
-    """Check by hand: the errors of a union name both sides and help nobody."""
-    if isinstance(value, ModulePlacement) or (isinstance(value, str) and value in PLACEMENTS):
-        return value
-    if isinstance(value, dict) and value.keys() == {"modules"}:
-        names = value["modules"]
-        if (
-            isinstance(names, (list, tuple))
-            and names
-            and all(isinstance(name, str) and name for name in names)
-        ):
-            if len(set(names)) < len(names):
-                raise ValueError("a list of modules without repetitions")
-            return ModulePlacement(modules=tuple(names))
-    raise ValueError("'deep', 'all' or {modules: [full module names]}")
 
 
 def _views(value: object) -> object:
@@ -74,8 +45,6 @@ def _views(value: object) -> object:
 
 
 Views = Annotated[tuple[str, ...], BeforeValidator(_views)]
-
-Placement = Annotated[Literal["deep", "all"] | ModulePlacement, BeforeValidator(_placement)]
 
 
 def _initialisation(value: object) -> object:
@@ -102,8 +71,8 @@ class AdapterConfig(BaseModel):
 
     placement: Placement = Field(
         default="deep",
-        description="Where LoRA sits: deep (all linear modules from the router layer up), "
-        "all (all layers; two passes), or {modules: [full names]}.",
+        description="Where LoRA sits: deep (all from the router layer up), all (two passes), "
+        "dominant (where a probe finds most), or {modules: [full names]}.",
     )
     rank: AtLeastOne = Field(default=8, description="Rank of the update.")
     alpha: Positive = Field(default=16, description="Scale: the update is times alpha / rank.")

@@ -14,7 +14,8 @@ from asr.data.hub import is_there, locate_data
 from asr.data.shapes import FORMATS
 from asr.errors import ConfigError, did_you_mean, unknown
 from asr.train.config import SCORERS, DomainConfig, TrainConfig
-from asr.train.overrides import PATH_FIELDS, apply_overrides, locate_base
+from asr.train.overrides import PATH_FIELDS, PROBE, apply_overrides, locate_base, locate_probe
+from asr.train.placement_config import DominantPlacement
 from asr.train.strict_yaml import Lines, read_yaml
 
 
@@ -86,6 +87,11 @@ def check_files(config: TrainConfig, names: Iterable[str] | None = None) -> None
             if file is not None and not is_there(file):
                 what = "is a folder, not a file" if file.is_dir() else "does not exist"
                 missing.append(f"domains.{name}.{key}: {file} {what}")
+        placement = config.domains[name].adapter.placement
+        probe = placement.dominant.probe if isinstance(placement, DominantPlacement) else None
+        if probe is not None and not probe.is_file():
+            what = "is a folder, not a file" if probe.is_dir() else "does not exist"
+            missing.append(f"domains.{name}.adapter.placement.dominant.probe: {probe} {what}")
     if missing:
         raise ConfigError(_many("config", missing))
 
@@ -95,6 +101,7 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     located = dict(raw)
     if isinstance(located.get("base"), str) and located["base"]:
         located["base"] = locate_base(located["base"], folder)
+    located |= locate_probe(located, PROBE, folder)
     domains = located.get("domains")
     if isinstance(domains, dict):
         located["domains"] = {
@@ -102,7 +109,7 @@ def _located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
                 key: locate_data(value, folder)
                 if key in PATH_FIELDS and isinstance(value, str) and value
                 else value
-                for key, value in domain.items()
+                for key, value in locate_probe(domain, PROBE, folder).items()
             }
             if isinstance(domain, dict)
             else domain

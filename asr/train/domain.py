@@ -209,9 +209,9 @@ class DomainRun:
                     AdapterEntry(
                         sha256=adapter_sha256(final),
                         config_sha256=file_sha256(config),
-                        parameters=domain.placement.parameters(domain.lora.saved_rank),
+                        parameters=domain.saved_parameters,
                         bytes=weights.stat().st_size,
-                        rank=domain.lora.saved_rank,
+                        rank=domain.saved_rank,
                         version=version,
                     ),
                     result,

@@ -133,7 +133,12 @@ def extend_domain(
             recorded_common_part(manifest, name), frozenset(e.prompt_key for e in kept)
         )
         [domain] = prepare_domains(
-            config, base, manifest.contract.layer, processes.count, earlier=earlier
+            config,
+            base,
+            manifest.contract.layer,
+            processes.count,
+            earlier=earlier,
+            recorded=manifest.domains,
         )
         _require_same_adapter(manifest.domains[name], domain, from_scratch)
         background = 0 if manifest.background is None else manifest.background.samples
@@ -341,10 +346,11 @@ def _require_same_adapter(entry: DomainEntry, domain: PreparedDomain, from_scrat
                 f"{_short(here[key])}; a new version keeps placement and rank"
             )
     assert entry.adapter is not None
-    if entry.adapter.rank != domain.lora.rank and not from_scratch:
+    rank = domain.placement.largest_rank(domain.lora.rank)
+    if entry.adapter.rank != rank and not from_scratch:
         raise ConfigError(
             f"cannot extend '{domain.name}' from its adapter: it was saved with rank "
-            f"{entry.adapter.rank} and is trained with {domain.lora.rank}; add --from-scratch"
+            f"{entry.adapter.rank} and is trained with {rank}; add --from-scratch"
         )
 
 

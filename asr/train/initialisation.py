@@ -56,7 +56,7 @@ def check_sources(domains: Sequence[PreparedDomain]) -> None:
         source = domain.config.adapter.init_from
         if source not in INITIALISATIONS:
             there = by_name[source]
-            _require_alike(domain, source, there.placement_record(), there.lora.saved_rank)
+            _require_alike(domain, source, there.placement_record(), there.saved_rank)
 
 
 def choose_source(
@@ -162,18 +162,26 @@ def _nearest(
 def _require_alike(
     domain: PreparedDomain, source: str, recorded: Mapping[str, object], rank: int
 ) -> None:
-    """``rank`` is that of the source's saved adapter, which some variants double."""
+    """``rank`` is the largest of the source's saved adapter, which some variants double."""
     here = domain.placement_record()
     advice = f"give both the same, or set domains.{domain.name}.adapter.init_from to none"
-    if here["rank"] != rank:
+    own = domain.placement.largest_rank(domain.lora.rank)
+    if own != rank:
         raise ConfigError(
-            f"'{domain.name}' has rank {here['rank']} and cannot start from '{source}', whose "
+            f"'{domain.name}' has rank {own} and cannot start from '{source}', whose "
             f"adapter has rank {rank}; {advice}"
         )
     if list(here["modules"]) != recorded.get("modules"):
         raise ConfigError(
             f"'{domain.name}' ({_placed(here)}) cannot start from '{source}' ({_placed(recorded)}):"
             f" their adapters sit on other modules; {advice}"
+        )
+    ranks = recorded.get("ranks")
+    saved = [rank * one // max(ranks) for one in ranks] if isinstance(ranks, list) else None
+    if list(domain.placement.ranks_at(own)) != (saved or [rank] * len(domain.placement.modules)):
+        raise ConfigError(
+            f"'{domain.name}' cannot start from '{source}': their adapters have other ranks on the "
+            f"same modules; {advice}"
         )
 
 

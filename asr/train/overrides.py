@@ -8,7 +8,7 @@ corrected best while the whole argument is at hand; values are checked with the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +22,9 @@ from asr.train.strict_yaml import parse_value
 
 PATH_FIELDS = frozenset({"train", "dev", "test"})
 """Fields of a domain that hold a path."""
+
+PROBE = ("adapter", "placement", "dominant", "probe")
+"""Where a path stands deeper: in the whole config, and in a domain."""
 
 
 def apply_overrides(
@@ -91,25 +94,26 @@ def _check_domains(raw: dict[str, Any], arguments: list[tuple[str, list[str], st
 
 
 def _check_keys(argument: str, keys: list[str]) -> None:
-    section: type[BaseModel] | None = TrainConfig
+    sections: tuple[type[BaseModel], ...] = (TrainConfig,)  # more than one: a key of any of them
     walked: list[str] = []
     rest = list(keys)
     while rest:
         where = ".".join(walked)
-        if section is None:
+        if not sections:
             raise ConfigError(
                 f"override '{argument}': '{where}' is a single value, it has no '{rest[0]}'"
             )
         key = rest.pop(0)
-        if key not in section.model_fields:
-            if section is AdapterConfig:
+        known = {name: section for section in sections for name in section.model_fields}
+        if key not in known:
+            if AdapterConfig in sections:
                 from asr.adapters.variants import refused_key  # heavy, and seldom needed
 
                 reason = refused_key(key)
                 if reason is not None:
                     raise ConfigError(f"override '{argument}': {reason}")
-            near = did_you_mean(key, section.model_fields)
-            listing = ", ".join(section.model_fields)
+            near = did_you_mean(key, known)
+            listing = ", ".join(known)
             place = f"'{where}'" if where else "the config"
             raise ConfigError(
                 f"override '{argument}': unknown key '{'.'.join([*walked, key])}'{near}; {place} "
@@ -117,19 +121,21 @@ def _check_keys(argument: str, keys: list[str]) -> None:
             )
         walked.append(key)
         if walked == ["domains"]:
-            section = DomainConfig
+            sections = (DomainConfig,)
             walked += rest[:1]
             rest = rest[1:]
         else:
-            section = _section_of(section, key)
+            sections = _sections_of(known[key], key)
 
 
-def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+def _sections_of(section: type[BaseModel], key: str) -> tuple[type[BaseModel], ...]:
+    """The sections that may stand under a key; none where it holds a single value."""
     annotation = section.model_fields[key].annotation
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    return tuple(
+        candidate
+        for candidate in (annotation, *get_args(annotation))
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+    )
 
 
 def _place(tree: dict[str, Any], argument: str, keys: list[str], value: Any) -> None:
@@ -150,6 +156,9 @@ def _place(tree: dict[str, Any], argument: str, keys: list[str], value: Any) -> 
 
 def _absolute(keys: list[str], value: Any, folder: Path) -> Any:
     """Paths on the command line start where the user stands."""
+    own = keys[2:] if keys[0] == "domains" else keys
+    if own[:1] == ["adapter"]:
+        return _nested(own, value, folder)
     if not isinstance(value, str):
         return value
     if len(keys) == 3 and keys[0] == "domains" and keys[2] in PATH_FIELDS:
@@ -157,6 +166,22 @@ def _absolute(keys: list[str], value: Any, folder: Path) -> Any:
     if keys == ["base"]:
         return locate_base(value, folder)
     return value
+
+
+def _nested(keys: list[str], value: Any, folder: Path) -> Any:
+    """Locate the probe of a placement in a value that holds it, at whatever depth."""
+    below = PROBE[len(keys) :]
+    return locate_probe(value, below, folder) if tuple(keys) == PROBE[: len(keys)] else value
+
+
+def locate_probe(value: Any, keys: Sequence[str], folder: Path) -> Any:
+    """Return ``value`` with the path that stands under ``keys``, if any, made absolute."""
+    if not keys:
+        path = isinstance(value, str) and value
+        return str(folder / Path(value).expanduser()) if path else value
+    if not isinstance(value, dict) or keys[0] not in value:
+        return value
+    return {**value, keys[0]: locate_probe(value[keys[0]], keys[1:], folder)}
 
 
 def locate_base(base: str, folder: Path) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from asr.adapters import LoraSettings, Placement, check_variant, resolve_placement
+from asr.adapters import LoraSettings, Placement, check_variant
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase
 from asr.data.cut import calibration_cut, dev_cut
@@ -17,11 +17,13 @@ from asr.data.views import VIEWS, CommonPart, find_common_part
 from asr.errors import ConfigError, DataError
 from asr.eval.registry import check_examples, get_scorer
 from asr.model.contract import Expansion, FeatureContract, Truncation
+from asr.model.manifest import DomainEntry
 from asr.router import DEFAULT_SEED, FeatureMap, RouterSettings
-from asr.train.adapter import TrainingSettings
-from asr.train.changes import DomainPlan
+from asr.train.adapter import TrainingSettings, domain_seed
+from asr.train.changes import PUBLISHED, DomainPlan
 from asr.train.check_data import DEFAULT_SCORER, TEXT_SCORER
-from asr.train.config import DomainConfig, ModulePlacement, RouterConfig, TrainConfig
+from asr.train.config import DomainConfig, RouterConfig, TrainConfig
+from asr.train.placing import Placed, Rows, check_placement, place
 from asr.train.rules import choose_batch_size, choose_learning_rate
 
 
@@ -71,12 +73,27 @@ class PreparedDomain:
 
     name: str
     config: DomainConfig
-    placement: Placement
+    placed: Placed
     lora: LoraSettings
     settings: TrainingSettings | None
     scorer: str
     max_new_tokens: int
     data: DomainData | None
+
+    @property
+    def placement(self) -> Placement:
+        """Where the adapter sits."""
+        return self.placed.placement
+
+    @property
+    def saved_rank(self) -> int:
+        """Largest rank of the saved adapter."""
+        return self.lora.saved_times * self.placement.largest_rank(self.lora.rank)
+
+    @property
+    def saved_parameters(self) -> int:
+        """Parameters of the saved adapter."""
+        return self.lora.saved_times * self.placement.parameters(self.lora.rank)
 
     @property
     def plan(self) -> DomainPlan:
@@ -89,11 +106,7 @@ class PreparedDomain:
 
     def placement_record(self) -> dict[str, Any]:
         """The manifest's ``placement``."""
-        return {
-            "kind": self.placement.kind,
-            "modules": self.placement.names,
-            **self.lora.to_dict(),
-        }
+        return self.placed.record(self.lora)
 
     def training_record(self) -> dict[str, Any]:
         """The manifest's ``training``; without data, what a rule makes of it is left out."""
@@ -161,8 +174,16 @@ def prepare_domains(
     processes: int,
     published: Sequence[str] = (),
     earlier: EarlierData | None = None,
+    *,
+    recorded: Mapping[str, DomainEntry] | None = None,
+    on_main: Callable[[Callable[[], Placed]], Placed] = lambda work: work(),
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[PreparedDomain]:
     """Resolve and check every domain of the config, in order.
+
+    What costs little comes first, for all domains: settings, then data. Dominant placements, which
+    are found by a probe of the data, are decided last.
 
     Args:
         config: the validated config.
@@ -172,60 +193,94 @@ def prepare_domains(
         published: domains whose adapter is in the model directory already; their training files may
             be gone.
         earlier: what is kept of data that the (one) domain was trained on before.
+        recorded: entries of the ledger whose placements hold (:func:`asr.train.changes.holding`).
+        on_main: see :func:`asr.train.placing.place`.
+        say: see there.
+        progress: see there.
 
     Raises:
         ConfigError: lengths beyond the base's context, an unknown scorer.
-        AdapterError: a placement, or an initialisation, that does not fit the base.
+        AdapterError: a placement, or an initialisation, that does not fit the base, or a probe that
+            cannot be made or used.
         DataError: a file or rows of it that cannot be used.
     """
-    prepared = []
+    recorded = recorded or {}
+    loras = {name: _lora(domain) for name, domain in config.domains.items()}
     for name, domain in config.domains.items():
-        if domain.training.max_length > base.context_length:
-            raise ConfigError(
-                f"training.max_length {domain.training.max_length} of '{name}' is longer than the "
-                f"context of '{base.name}', {base.context_length}; lower it"
-            )
-        kind = domain.adapter.placement
-        asked: str | dict[str, Sequence[str]] = (
-            {"modules": list(kind.modules)} if isinstance(kind, ModulePlacement) else kind
-        )
-        placement = resolve_placement(base.model, asked, layer)
-        lora = LoraSettings(
-            domain.adapter.rank,
-            float(domain.adapter.alpha),
-            domain.adapter.dropout,
-            domain.adapter.use_rslora,
-            domain.adapter.init_lora_weights,
-        )
-        check_variant(base.model, placement, lora)
-        if lora.init_lora_weights is not True and domain.adapter.init_from != "none":
-            raise ConfigError(
-                f"domain '{name}' starts by init_lora_weights {lora.init_lora_weights} or from "
-                f"another adapter (init_from: {domain.adapter.init_from}), not both; leave one out"
-            )
-        if domain.scorer is not None:
-            get_scorer(domain.scorer)
-        scorer = domain.scorer or DEFAULT_SCORER
-        data = None
+        finished = name in recorded and recorded[name].status in PUBLISHED
+        _check_settings(name, domain, loras[name], base, None if finished else layer)
+    scorers: dict[str, str] = {}
+    data: dict[str, DomainData | None] = dict.fromkeys(config.domains)
+    for name, domain in config.domains.items():
+        scorers[name] = domain.scorer or DEFAULT_SCORER
         files = [file for file in (domain.train, domain.dev) if file is not None]
         if name not in published or all(file.exists() for file in files):
-            data = load_domain_data(config, name, domain, base, earlier)
-            if domain.scorer is None and any(example.is_text for example in data.dev):
-                scorer = TEXT_SCORER
-            check_examples(scorer, data.dev, name)
+            loaded = data[name] = load_domain_data(config, name, domain, base, earlier)
+            if domain.scorer is None and any(example.is_text for example in loaded.dev):
+                scorers[name] = TEXT_SCORER
+            check_examples(scorers[name], loaded.dev, name)
+    prepared = []
+    for name, domain in config.domains.items():
+        there = data[name]
+        seed = domain_seed(config.seed, name)
+        placed = place(
+            name,
+            base,
+            domain.adapter,
+            loras[name],
+            layer,
+            None if there is None else Rows(there.encoded.rows, there.sha256, seed),
+            recorded.get(name),
+            on_main,
+            say,
+            progress,
+        )
+        check_variant(base.model, placed.placement, loras[name])
         prepared.append(
             PreparedDomain(
                 name=name,
                 config=domain,
-                placement=placement,
-                lora=lora,
-                settings=None if data is None else _settings(domain, placement, data, processes),
-                scorer=scorer,
+                placed=placed,
+                lora=loras[name],
+                settings=None
+                if there is None
+                else _settings(domain, placed.placement, there, processes),
+                scorer=scorers[name],
                 max_new_tokens=domain.max_new_tokens or config.eval.max_new_tokens,
-                data=data,
+                data=there,
             )
         )
     return prepared
+
+
+def _lora(domain: DomainConfig) -> LoraSettings:
+    return LoraSettings(
+        domain.adapter.rank,
+        float(domain.adapter.alpha),
+        domain.adapter.dropout,
+        domain.adapter.use_rslora,
+        domain.adapter.init_lora_weights,
+    )
+
+
+def _check_settings(
+    name: str, domain: DomainConfig, lora: LoraSettings, base: LoadedBase, layer: int | None
+) -> None:
+    """Refuse settings without reading data. ``layer`` is None where the placement is recorded."""
+    if domain.training.max_length > base.context_length:
+        raise ConfigError(
+            f"training.max_length {domain.training.max_length} of '{name}' is longer than the "
+            f"context of '{base.name}', {base.context_length}; lower it"
+        )
+    if layer is not None:
+        check_placement(base, domain.adapter, lora, layer)
+    if lora.init_lora_weights is not True and domain.adapter.init_from != "none":
+        raise ConfigError(
+            f"domain '{name}' starts by init_lora_weights {lora.init_lora_weights} or from "
+            f"another adapter (init_from: {domain.adapter.init_from}), not both; leave one out"
+        )
+    if domain.scorer is not None:
+        get_scorer(domain.scorer)
 
 
 def load_domain_data(

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -34,7 +35,7 @@ from asr.model.manifest import BaseEntry, Manifest, Versions
 from asr.model.routed_model import make_forward
 from asr.model.switch import complete_switch
 from asr.router import RouterSettings
-from asr.train.changes import Resume, RunPlan, check_resume
+from asr.train.changes import Resume, RunPlan, check_resume, holding
 from asr.train.check_data import check_data
 from asr.train.config import TrainConfig
 from asr.train.config_file import check_files
@@ -124,11 +125,20 @@ def train_sequence(
             )
         contract = feature_contract(config, base)
         forward = make_forward(base, contract.layer, config.router.two_pass)
-        domains = prepare_domains(config, base, contract.layer, processes.count, published)
-        check_sources(domains)
-        plan = RunPlan(
-            base.fingerprint, contract, config.seed, [d.plan for d in domains], base.quantisation
+        plan = RunPlan(base.fingerprint, contract, config.seed, [], base.quantisation)
+        domains = prepare_domains(
+            config,
+            base,
+            contract.layer,
+            processes.count,
+            published,
+            recorded=None if earlier is None else holding(earlier, plan),
+            on_main=processes.on_main,
+            say=watcher.say,
+            progress=watcher.progress,
         )
+        check_sources(domains)
+        plan = replace(plan, domains=[domain.plan for domain in domains])
         fresh = new_manifest(config, base, contract)
         work = check_resume(earlier or fresh, plan)
         manifest = fresh if earlier is None else _continued(earlier, fresh)
@@ -277,6 +287,11 @@ def _take_over(
         )
     for name in work.restart:  # what it starts from is chosen anew
         manifest.update(name, status="pending", parent=None, parent_sha256=None)
+    for domain in domains:
+        if manifest.domains[domain.name].status == "pending":
+            # what a probe decided is decided for good, also for a domain whose turn is to come
+            placed = {} if domain.placed.asked is None else domain.placement_record()
+            manifest.update(domain.name, placement=placed, passes=domain.placement.passes)
     manifest.arrange([domain.name for domain in domains])
     manifest.router = settings.to_dict()
     manifest.config = config.plain()

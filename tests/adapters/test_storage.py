@@ -222,7 +222,6 @@ def test_another_base(folder):
         ),
         ({"alora_invocation_tokens": [7]}, "alora_invocation_tokens=[7] is not plain LoRA"),
         ({"bias": "all"}, 'bias="all" is not plain LoRA'),
-        ({"rank_pattern": {"up_proj": 2}}, 'rank_pattern={"up_proj": 2} is not plain LoRA'),
         ({"use_marvel": 3}, "use_marvel=3 is not plain LoRA, or of a PEFT newer than"),
         ({"r": 0}, "r=0, lora_alpha=8; both must be numbers, r 1 or more"),
         ({"lora_alpha": "8"}, "both must be numbers"),

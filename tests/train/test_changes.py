@@ -15,7 +15,7 @@ from asr.model.manifest import (
     RouterEntry,
     Versions,
 )
-from asr.train.changes import DomainPlan, Resume, RunPlan, check_resume
+from asr.train.changes import DomainPlan, Resume, RunPlan, check_resume, holding
 
 A, B = "a" * 64, "b" * 64
 CONTRACT = FeatureContract(
@@ -104,6 +104,11 @@ def plan(*domains: str | DomainPlan, **changes: Any) -> RunPlan:
         # Settings that only one version of the program knows are not compared.
         (ledger(a="done"), plan(domain("a", new_setting=1)), Resume(())),
         (ledger(a="done"), plan(DomainPlan("a", A, {"epochs": 2})), Resume(())),
+        (
+            ledger(a="done"),
+            plan(domain("a", placement=PLACEMENT | {"found": {"share": 0.5}})),  # measured
+            Resume(()),
+        ),
         # A tuple of the config is a list of the manifest.
         (
             ledger(a="done"),
@@ -248,3 +253,11 @@ def test_a_resumed_growth_can_be_resumed_again() -> None:
     for name in todo:
         manifest.update(name, status="done", **PUBLISHED)
     assert check_resume(manifest, wanted) == Resume(())
+
+
+def test_which_placements_hold() -> None:
+    manifest = ledger(a="pending", b="training", c="trained", d="done", e="pending")
+    manifest.update("e", placement={})
+    assert list(holding(manifest, plan())) == ["a", "b", "c", "d"]
+    for changes in ({"base_fingerprint": B}, {"seed": 1}, {"quantisation": "nf4"}):
+        assert list(holding(manifest, plan(**changes))) == ["c", "d"]

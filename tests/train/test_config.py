@@ -11,11 +11,11 @@ from asr.errors import ConfigError
 from asr.train.config import (
     AdapterConfig,
     DomainConfig,
-    ModulePlacement,
     TrainConfig,
     TrainingConfig,
 )
-from asr.train.config_file import build_config
+from asr.train.config_file import build_config, check_files, load_config
+from asr.train.placement_config import DominantPlacement, DominantSettings, ModulePlacement
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def test_the_sections_were_all_looked_at() -> None:
         "TrainConfig",
         "AdapterConfig",
         "ModulePlacement",
+        "DominantPlacement",
+        "DominantSettings",
         "RouterConfig",
         "TrainingConfig",
         "EvalConfig",
@@ -170,7 +172,7 @@ TRAINING_KEYS = (
     "epochs, batch_size, learning_rate, schedule, views, warmup, weight_decay, max_length, "
     "max_grad_norm, save_steps, gradient_checkpointing, group_by_length, report_to, max_steps"
 )
-PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
+PLACEMENTS = "'deep', 'all', 'dominant', {dominant: {...}} or {modules: [full module names]}"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +253,55 @@ PLACEMENTS = "'deep', 'all' or {modules: [full module names]}"
         (
             {"adapter": {"placement": {"module": ["a"]}}},
             f'adapter.placement: got {{"module": ["a"]}}, expected {PLACEMENTS}',
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {}, "modules": ["a"]}}},
+            f'adapter.placement: got {{"dominant": {{}}, "modules": ["a"]}}, expected {PLACEMENTS}',
+        ),
+        (
+            {"adapter": {"placement": {"dominant": None}}},
+            'adapter.placement: got {"dominant": null}, expected dominant with keys (anywhere, '
+            "top, budget, probe, samples)",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"tpo": 2}}}},
+            "adapter.placement: unknown key of dominant 'tpo' (did you mean 'top'?); there are: "
+            "anywhere, budget, probe, samples, top",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"top": 0}}}},
+            'adapter.placement: got {"dominant": {"top": 0}}, expected dominant.top to be a whole '
+            "number, at least 1",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"top": True}}}},
+            'adapter.placement: got {"dominant": {"top": true}}, expected dominant.top to be a '
+            "whole number, at least 1",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"budget": 1.5}}}},
+            'adapter.placement: got {"dominant": {"budget": 1.5}}, expected dominant.budget to be '
+            "a whole number, at least 1",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"samples": "all"}}}},
+            'adapter.placement: got {"dominant": {"samples": "all"}}, expected dominant.samples to '
+            "be a whole number, at least 1",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"anywhere": 1}}}},
+            'adapter.placement: got {"dominant": {"anywhere": 1}}, expected dominant.anywhere to '
+            "be true or false",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"probe": ""}}}},
+            'adapter.placement: got {"dominant": {"probe": ""}}, expected dominant.probe to be a '
+            "path",
+        ),
+        (
+            {"adapter": {"placement": {"dominant": {"top": 2, "budget": 9}}}},
+            'adapter.placement: got {"dominant": {"top": 2, "budget": 9}}, expected either top or '
+            "budget, not both: remove one",
         ),
         (
             {"router": {"views": []}},
@@ -341,3 +392,66 @@ def test_long_values_are_cut() -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(raw(dtype="x" * 500))
     assert f"got '{'x' * 56}...," in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ("dominant", DominantSettings()),
+        ({"dominant": {}}, DominantSettings()),
+        ({"dominant": {"anywhere": True, "top": None}}, DominantSettings(anywhere=True)),
+        ({"dominant": {"top": 3, "samples": 8}}, DominantSettings(top=3, samples=8)),
+        ({"dominant": {"budget": 9}}, DominantSettings(budget=9)),
+        ({"dominant": {"probe": "/d/probe.json"}}, DominantSettings(probe=Path("/d/probe.json"))),
+    ],
+)
+def test_dominant_placements(given: Any, settings: DominantSettings) -> None:
+    config = build_config(raw(adapter={"placement": given}))
+    assert config.domains["legal"].adapter.placement == DominantPlacement(dominant=settings)
+    assert build_config(config.plain()) == config
+
+
+def test_the_path_of_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "configs" / "c.yaml"
+    file.parent.mkdir()
+    file.write_text(
+        "base: smollm2-135m\n"
+        "adapter: {placement: {dominant: {probe: p/probe.json}}}\n"
+        "domains:\n"
+        "  a: {train: a.jsonl}\n"
+        "  b: {train: b.jsonl, adapter: {placement: {dominant: {probe: ../q.json, top: 2}}}}\n"
+        "  c: {train: c.jsonl, adapter: {placement: deep}}\n"
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def probes(*overrides: str) -> list[Any]:
+        placements = [d.adapter.placement for d in load_config(file, overrides).domains.values()]
+        return [
+            placement.dominant.probe if isinstance(placement, DominantPlacement) else placement
+            for placement in placements
+        ]
+
+    # in the file they start at the file, on the command line where one stands
+    own, common = tmp_path / "configs" / "../q.json", tmp_path / "configs/p/probe.json"
+    assert probes() == [common, own, "deep"]
+    here = tmp_path / "here/x.json"
+    for override in (
+        "adapter.placement.dominant.probe=x.json",
+        "adapter.placement.dominant={probe: x.json}",
+        "adapter.placement={dominant: {probe: x.json}}",
+        "adapter={placement: {dominant: {probe: x.json}}}",
+    ):
+        assert probes(override) == [here, own, "deep"]
+        assert probes(f"domains.c.{override}") == [common, own, here]
+    assert probes("domains.b.adapter.placement=dominant")[1] is None
+    for name in "abc":
+        (file.parent / f"{name}.jsonl").touch()
+    (tmp_path / "q.json").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        check_files(load_config(file))
+    assert str(caught.value) == (
+        "config: 2 errors\n"
+        f"  domains.a.adapter.placement.dominant.probe: {common} does not exist\n"
+        f"  domains.b.adapter.placement.dominant.probe: {own} is a folder, not a file"
+    )

@@ -43,6 +43,17 @@ def applied(*overrides: str, raw: dict[str, Any] = RAW) -> dict[str, Any]:
             ["adapter", "placement"],
             {"modules": ["a.b"]},
         ),
+        ("adapter.placement=dominant", ["adapter", "placement"], "dominant"),
+        (
+            "adapter.placement={dominant: {top: 3}}",
+            ["adapter", "placement"],
+            {"dominant": {"top": 3}},
+        ),
+        (
+            "domains.legal.adapter.placement.dominant.budget=9000",
+            ["domains", "legal", "adapter", "placement"],
+            {"dominant": {"budget": 9000}},
+        ),
         ("domains.legal.scorer=no", ["domains", "legal", "scorer"], "no"),
     ],
 )
@@ -115,6 +126,17 @@ KEYS = (
             "override 'domains.legal.adapter.rnk=3': unknown key 'domains.legal.adapter.rnk' (did "
             "you mean 'rank'?); 'domains.legal.adapter' has: placement, rank, alpha, dropout, "
             "use_rslora, init_lora_weights, init_from",
+        ),
+        (
+            "adapter.placement.top=3",
+            "override 'adapter.placement.top=3': unknown key 'adapter.placement.top'; "
+            "'adapter.placement' has: modules, dominant",
+        ),
+        (
+            "adapter.placement.dominant.bugdet=3",
+            "override 'adapter.placement.dominant.bugdet=3': unknown key "
+            "'adapter.placement.dominant.bugdet' (did you mean 'budget'?); "
+            "'adapter.placement.dominant' has: anywhere, top, budget, probe, samples",
         ),
         (
             "domains.leagl.limit=3",

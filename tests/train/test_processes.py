@@ -113,7 +113,10 @@ def test_two_processes_make_the_model_of_one(shop: Workshop) -> None:
     # auto is what people leave it at; on a machine with accelerators it means those
     device = "cpu" if torch.cuda.is_available() else "auto"
     shop.settings |= {"training__learning_rate": 1e-4, "device": device}
-    domains = ["red", "sum"]
+    domains: dict[str, dict[str, Any]] = {
+        "red": {},
+        "sum": {"adapter": {"placement": {"dominant": {"budget": 900}}}},
+    }
     for name in domains:
         path, rows = shop.folder / f"{name}.jsonl", 20
         while (
@@ -142,7 +145,10 @@ def test_two_processes_make_the_model_of_one(shop: Workshop) -> None:
         # the statistics are the main process's alone, from the base: the same bits
         assert theirs[f"router/{name}"] == mine[f"router/{name}"]
     assert theirs["router file"] == mine["router file"]
-    assert Manifest.load(launched.out.path).domains["red"].world_size == 2
+    ledger = Manifest.load(launched.out.path)
+    assert ledger.domains["red"].world_size == 2
+    # probed by the main process alone, and every process trained what it chose
+    assert ledger.domains["sum"].placement == Manifest.load(one.path).domains["sum"].placement
 
     # Only the main process writes; the others leave the state of their generators in checkpoints.
     strangers = [line for line in launched.writes(1) if "/checkpoints/" not in line]
