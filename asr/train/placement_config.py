@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from asr.errors import unknown
+from asr.errors import did_you_mean, unknown
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -78,8 +78,9 @@ def _placement(value: object) -> object:
             if len(set(names)) < len(names):
                 raise ValueError("a list of modules without repetitions")
             return ModulePlacement(modules=tuple(names))
+    near = did_you_mean(value, PLACEMENTS) if isinstance(value, str) else ""
     raise ValueError(
-        "'deep', 'all', 'dominant', {dominant: {...}} or {modules: [full module names]}"
+        f"'deep', 'all', 'dominant', {{dominant: {{...}}}} or {{modules: [full module names]}}{near}"
     )
 
 

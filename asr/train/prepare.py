@@ -219,6 +219,8 @@ def prepare_domains(
             if domain.scorer is None and any(example.is_text for example in loaded.dev):
                 scorers[name] = TEXT_SCORER
             check_examples(scorers[name], loaded.dev, name)
+        elif domain.scorer is None and name in recorded and recorded[name].scorer == TEXT_SCORER:
+            scorers[name] = TEXT_SCORER  # what its file showed while it was there
     prepared = []
     for name, domain in config.domains.items():
         there = data[name]

@@ -239,7 +239,10 @@ PLACEMENTS = "'deep', 'all', 'dominant', {dominant: {...}} or {modules: [full mo
             "dtype: got 'float3' (did you mean 'float32'?), expected 'auto', 'float32', "
             "'bfloat16' or 'float16'",
         ),
-        ({"adapter": {"placement": "dep"}}, f"adapter.placement: got 'dep', expected {PLACEMENTS}"),
+        (
+            {"adapter": {"placement": "dep"}},
+            f"adapter.placement: got 'dep', expected {PLACEMENTS} (did you mean 'deep'?)",
+        ),
         ({"adapter": {"placement": []}}, f"adapter.placement: got [], expected {PLACEMENTS}"),
         (
             {"adapter": {"placement": {"modules": []}}},

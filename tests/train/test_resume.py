@@ -269,6 +269,15 @@ def test_router_and_scoring_are_derived_again(shop: Workshop) -> None:
     assert json.loads(out.matrix.read_text())["scorers"] == ["loss", "exact"]
 
 
+def test_plain_texts_are_scored_by_loss_after_their_file_is_gone(shop: Workshop) -> None:
+    path = shop.folder / "notes.jsonl"
+    path.write_text("".join(f'{{"text": "note {i} of many"}}\n' for i in range(24)))
+    out = shop.train("m", {"notes": {"train": str(path)}})
+    path.unlink()
+    shop.train("m", {"notes": {"train": str(path)}, "red": {}}, resume=True)
+    assert json.loads(out.matrix.read_text())["scorers"] == ["loss", "exact"]
+
+
 def test_weights_of_a_new_ridge_are_new(shop: Workshop) -> None:
     out = shop.train("m", ["red", "sum"])
     before = load_file(out.router)
