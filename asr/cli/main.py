@@ -18,6 +18,7 @@ from asr.cli.check import check
 from asr.cli.eval import evaluate
 from asr.cli.generate import generate
 from asr.cli.info import info
+from asr.cli.probe import probe
 from asr.cli.remove import remove
 from asr.cli.route import route
 from asr.cli.train import train
@@ -26,6 +27,10 @@ _EPILOG = """\b
 Look at data before anything is trained:
   asr check domains.yaml
   asr check legal.jsonl
+
+\b
+See where an adapter on a base would learn most:
+  asr probe smollm2-135m --data legal=legal.jsonl --out probe
 
 \b
 Fine-tune a sequence of domains, add one later, or remove one:
@@ -83,6 +88,7 @@ def options(
 
 for _name, _command in (
     ("check", check),
+    ("probe", probe),
     ("train", train),
     ("add", add),
     ("remove", remove),

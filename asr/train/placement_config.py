@@ -79,9 +79,8 @@ def _placement(value: object) -> object:
                 raise ValueError("a list of modules without repetitions")
             return ModulePlacement(modules=tuple(names))
     near = did_you_mean(value, PLACEMENTS) if isinstance(value, str) else ""
-    raise ValueError(
-        f"'deep', 'all', 'dominant', {{dominant: {{...}}}} or {{modules: [full module names]}}{near}"
-    )
+    known = "'deep', 'all', 'dominant', {dominant: {...}} or {modules: [full module names]}"
+    raise ValueError(f"{known}{near}")
 
 
 def _dominant(value: object) -> DominantSettings:
