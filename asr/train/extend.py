@@ -110,7 +110,7 @@ def extend_domain(
         manifest = processes.on_main(lambda: _open(directory, lock))
         _require_extendable(manifest, name, resume)
         check_files(config)
-        check_data(config, [name])
+        read = check_data(config, [name])
         shared = config.device == "auto" and processes.count > 1
         base = load_base(
             config.base,
@@ -138,6 +138,7 @@ def extend_domain(
             manifest.contract.layer,
             processes.count,
             earlier=earlier,
+            read=read,
             recorded=manifest.domains,
         )
         _require_same_adapter(manifest.domains[name], domain, from_scratch)

@@ -9,19 +9,19 @@ from typing import Any
 from asr.adapters import LoraSettings, Placement, check_variant
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase
-from asr.data.cut import calibration_cut, dev_cut
+from asr.data.cut import calibration_cut
 from asr.data.encode import EncodedSet, encode_examples, join_encoded
 from asr.data.formats import Example
-from asr.data.load import LoadedData, data_hash, load_examples
+from asr.data.load import LoadedData
 from asr.data.views import VIEWS, CommonPart, find_common_part
 from asr.errors import ConfigError, DataError
-from asr.eval.registry import check_examples, get_scorer
+from asr.eval.registry import get_scorer
 from asr.model.contract import Expansion, FeatureContract, Truncation
 from asr.model.manifest import DomainEntry
 from asr.router import DEFAULT_SEED, FeatureMap, RouterSettings
 from asr.train.adapter import TrainingSettings, domain_seed
 from asr.train.changes import PUBLISHED, DomainPlan
-from asr.train.check_data import DEFAULT_SCORER, TEXT_SCORER
+from asr.train.check_data import DEFAULT_SCORER, TEXT_SCORER, CutData, read_domain
 from asr.train.config import DomainConfig, RouterConfig, TrainConfig
 from asr.train.placing import Placed, Rows, check_placement, place
 from asr.train.rules import choose_batch_size, choose_learning_rate
@@ -175,6 +175,7 @@ def prepare_domains(
     published: Sequence[str] = (),
     earlier: EarlierData | None = None,
     *,
+    read: Mapping[str, CutData] | None = None,
     recorded: Mapping[str, DomainEntry] | None = None,
     on_main: Callable[[Callable[[], Placed]], Placed] = lambda work: work(),
     say: Callable[[str], None] = lambda line: None,
@@ -193,6 +194,7 @@ def prepare_domains(
         published: domains whose adapter is in the model directory already; their training files may
             be gone.
         earlier: what is kept of data that the (one) domain was trained on before.
+        read: what :func:`asr.train.check_data.check_data` has read; other domains are read here.
         recorded: entries of the ledger whose placements hold (:func:`asr.train.changes.holding`).
         on_main: see :func:`asr.train.placing.place`.
         say: see there.
@@ -204,7 +206,7 @@ def prepare_domains(
             cannot be made or used.
         DataError: a file or rows of it that cannot be used.
     """
-    recorded = recorded or {}
+    read, recorded = read or {}, recorded or {}
     loras = {name: _lora(domain) for name, domain in config.domains.items()}
     for name, domain in config.domains.items():
         finished = name in recorded and recorded[name].status in PUBLISHED
@@ -215,10 +217,9 @@ def prepare_domains(
         scorers[name] = domain.scorer or DEFAULT_SCORER
         files = [file for file in (domain.train, domain.dev) if file is not None]
         if name not in published or all(file.exists() for file in files):
-            loaded = data[name] = load_domain_data(config, name, domain, base, earlier)
-            if domain.scorer is None and any(example.is_text for example in loaded.dev):
-                scorers[name] = TEXT_SCORER
-            check_examples(scorers[name], loaded.dev, name)
+            cut = read[name] if name in read else read_domain(name, domain, config.seed)
+            scorers[name] = cut.scorer
+            data[name] = encode_domain(name, domain, cut, base, earlier)
         elif domain.scorer is None and name in recorded and recorded[name].scorer == TEXT_SCORER:
             scorers[name] = TEXT_SCORER  # what its file showed while it was there
     prepared = []
@@ -285,40 +286,30 @@ def _check_settings(
         get_scorer(domain.scorer)
 
 
-def load_domain_data(
-    config: TrainConfig,
+def encode_domain(
     name: str,
     domain: DomainConfig,
+    read: CutData,
     base: LoadedBase,
     earlier: EarlierData | None = None,
 ) -> DomainData:
-    """Read, cut and encode a domain's training file.
+    """Encode the data of a domain in its training views.
 
     With ``earlier``, prompts that are kept for scoring are not trained on, and the bare view is
     made with the common part of that data.
 
     Raises:
-        DataError: the file or rows of it cannot be used.
+        DataError: rows that cannot be encoded; nothing is left to train on.
     """
-    loaded = load_examples(
-        domain.train, name=name, fmt=domain.format, limit=domain.limit, seed=config.seed
-    )
-    if domain.dev is None:
-        cut = dev_cut(loaded.examples)
-        train, dev = cut.kept, cut.held_out
-        sha256 = loaded.sha256
-    else:
-        train = loaded.examples
-        dev = load_examples(domain.dev, name=name, fmt=domain.format, minimum=1).examples
-        sha256 = data_hash([*train, *dev])
+    train = read.train
     common = find_common_part(train)
     if earlier is not None:
         common = earlier.common
         train = tuple(e for e in train if e.prompt_key not in earlier.kept)
         if not train:
             raise DataError(
-                f"{loaded.path}: every prompt of it is kept for scoring '{name}' already, and none "
-                "is left to train on; give data with other prompts"
+                f"{read.loaded.path}: every prompt of it is kept for scoring '{name}' already, and "
+                "none is left to train on; give data with other prompts"
             )
     views = _distinct_views(train, common, domain.training.views)
     encoded = join_encoded(
@@ -335,14 +326,14 @@ def load_domain_data(
     )
     distinct = list({example.prompt_key: example for example in train}.values())
     return DomainData(
-        loaded=loaded,
+        loaded=read.loaded,
         train=train,
-        dev=dev,
+        dev=read.dev,
         encoded=encoded,
         views=views,
         common=common,
         calibration=len(calibration_cut(distinct).held_out),
-        sha256=sha256,
+        sha256=read.sha256,
     )
 
 

@@ -106,7 +106,7 @@ def train_sequence(
         published = _published(earlier)
         unpublished = [name for name in config.domains if name not in published]
         check_files(config, unpublished)
-        check_data(config, unpublished)
+        read = check_data(config, unpublished)
         check_trackers(t for name in unpublished for t in config.domains[name].training.report_to)
         if base is None:
             base = load_base(
@@ -132,6 +132,7 @@ def train_sequence(
             contract.layer,
             processes.count,
             published,
+            read=read,
             recorded=None if earlier is None else holding(earlier, plan),
             on_main=processes.on_main,
             say=watcher.say,

@@ -32,9 +32,10 @@ from asr.model.opening import open_directory
 from asr.model.routed_model import make_forward
 from asr.model.routing import fit_domain, fit_router, read_domains
 from asr.router import RouterSettings, RoutingDomain, load_domain, load_router
+from asr.train.check_data import check_data
 from asr.train.extend import extend_domain
 from asr.train.extension_config import extension_config
-from asr.train.prepare import EarlierData, load_domain_data
+from asr.train.prepare import EarlierData, encode_domain
 from asr.train.remove import remove_domain
 from tests.train.conftest import Recorder, RunServer, Workshop, published, write_domain
 
@@ -301,8 +302,12 @@ def test_prompts_kept_for_scoring_are_not_trained_on(made: Any, model: ModelDire
     base = load_base(str(shop.base), device="cpu", dtype="float32")
     all_of_it = frozenset(e.prompt_key for e in load_examples(made[2], name="sum").examples)
     with pytest.raises(DataError, match="every prompt of it is kept for scoring 'sum' already"):
-        load_domain_data(
-            config, "sum", config.domains["sum"], base, EarlierData(CommonPart(), all_of_it)
+        encode_domain(
+            "sum",
+            config.domains["sum"],
+            check_data(config, ["sum"])["sum"],
+            base,
+            EarlierData(CommonPart(), all_of_it),
         )
 
 
