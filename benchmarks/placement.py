@@ -2,7 +2,6 @@
 
     python -m benchmarks.placement DATA WORK [--probe WORK/probe/probe.json] [--seeds 1]
     python -m benchmarks.placement DATA WORK --report
-    python -m benchmarks.placement DATA WORK --decode
 
 Four real domains (DATA/<domain>/{train,test}.jsonl), 240 training, 60 dev and 60 test examples of
 each, the first of a seeded shuffle. Every placement is trained on every domain with the same rows,
@@ -14,8 +13,7 @@ table.
 
 Everything lies in WORK: ``runs.jsonl`` has one line per finished training, and the same command
 goes on where it was stopped. ``--report`` prints the table of what is there: test scores with 95%
-intervals, and paired differences from ``deep`` over the same prompts (bootstrap). ``--decode``
-times generation with each placement against the bare base, interleaved.
+intervals, and paired differences from ``deep`` over the same prompts (bootstrap).
 
 PAGE's and PLoP's choices come from ``probe.json`` (``asr probe`` on the training rows); placements
 that need it are left out without it.
@@ -27,23 +25,14 @@ import argparse
 import json
 import random
 import shutil
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from asr.adapters import (
-    LoraSettings,
-    attach_for_training,
-    detach,
-    linear_modules,
-    resolve_placement,
-)
+from asr.adapters import linear_modules
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase, load_base
 from asr.data.load import load_examples
@@ -308,48 +297,6 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def decode_cost(
-    base: LoadedBase, chosen: Sequence[Arm], batch: int, tokens: int, rounds: int
-) -> None:
-    """Time generation with each placement's (fresh) adapter against the bare base, in turn."""
-    layer = default_router_layer(base.n_layers)
-    vocabulary = base.model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(5, vocabulary, (batch, 32), generator=torch.Generator().manual_seed(0))
-    seconds: dict[str, list[float]] = {name: [] for name in ("base", *(a.name for a in chosen))}
-
-    def generate(model: Any) -> float:
-        began = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=tokens,
-                max_new_tokens=tokens,
-                pad_token_id=base.tokenizer.pad_token_id,
-            )
-        return time.perf_counter() - began
-
-    for turn in range(rounds + 1):  # the first one warms up
-        taken = {"base": generate(base.model)}
-        for arm in chosen:
-            placement = resolve_placement(base.model, arm.adapter.get("placement", "deep"), layer)
-            settings = LoraSettings(rank=arm.adapter["rank"])
-            model = attach_for_training(base.model, placement, settings, base.name, seed=0)
-            model.eval().to(base.dtype)
-            taken[arm.name] = generate(model)
-            detach(model)
-        for name, spent in taken.items():
-            seconds[name] += [spent] if turn else []
-    bare = statistics.median(seconds["base"])
-    print(
-        f"prefill of 32 and {tokens} new tokens, batch {batch}, medians of {rounds}, PEFT's forward"
-    )
-    for name, spent in seconds.items():
-        middle = statistics.median(spent)
-        print(f"  {name:16} {middle:6.2f} s, {middle / bare:.2f}x the bare base")
-
-
 def _interval(values: Any, signed: bool = False) -> str:
     interval = mean_interval(values)
     sign = "+" if signed else ""
@@ -372,7 +319,6 @@ def main() -> None:
     parser.add_argument("--dev", type=int, default=60)
     parser.add_argument("--test", type=int, default=60)
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
-    parser.add_argument("--decode", action="store_true", help="time generation, train nothing")
     options = parser.parse_args()
     if options.report:
         lines = (options.work / "runs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -383,9 +329,6 @@ def main() -> None:
     chosen = arms(base, options.probe, options.rank)
     if options.arms:
         chosen = [arm for arm in chosen if arm.name in options.arms]
-    if options.decode:
-        decode_cost(base, chosen, batch=8, tokens=24, rounds=3)
-        return
     sizes = {split: getattr(options, split) for split in ("train", "dev", "test")}
     write_subset(options.data, options.work, sizes)
     experiment = Experiment(base, options.work, options.epochs, options.batch_size)
