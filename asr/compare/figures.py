@@ -86,6 +86,9 @@ def _panel(axes: Axes, ours: EvalMatrix, other: EvalMatrix, j: int) -> None:
             fontsize=9,
             color=colour,
             fontweight="bold",
+            # over the line of the base, which would strike a number near it through
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+            zorder=5,
         )
     if np.isfinite(ours.base[j]):
         axes.axhline(
