@@ -50,6 +50,7 @@ from asr.train.prepare import (
 )
 from asr.train.processes import Processes
 from asr.train.reporting import check_trackers
+from asr.train.space import needed_bytes, require_space
 
 
 def train_sequence(
@@ -87,7 +88,8 @@ def train_sequence(
         SplitUnsupportedError: the base cannot be split, and ``router.two_pass`` is not set.
         DataError: a data file, or rows of it, cannot be used.
         DirectoryError, LockedError: the directory is somebody else's, not empty, damaged, in use.
-        AdapterError, RouterError, StorageError: see the stages.
+        StorageError: the disk has no room for the run, or refuses a write.
+        AdapterError, RouterError: see the stages.
         KeyboardInterrupt: Ctrl-C; go on with ``resume=True``.
     """
     watcher = watcher or Watcher()
@@ -144,6 +146,9 @@ def train_sequence(
         work = check_resume(earlier or fresh, plan)
         manifest = fresh if earlier is None else _continued(earlier, fresh)
         _take_over(manifest, config, settings, domains, work)
+        coming = [domain for domain in domains if domain.name in work.todo]
+        features = config.router.expansion or base.hidden_size + 1
+        processes.on_main(lambda: require_space(directory.path, needed_bytes(coming, features)))
         if overwrite:
             processes.on_main(lambda: _clear(directory, lock))
         processes.on_main(lambda: _publish_start(directory, manifest, base, work))
