@@ -3,7 +3,9 @@
     python -m benchmarks.placement_decode [--probe probe.json] [--batch 8] [--tokens 24]
 
 The placements of :mod:`benchmarks.placement`, each with a fresh adapter in the base's type, against
-the bare base in the same loop (transformers' generate), in turn. The forward pass is PEFT's.
+the bare base in the same loop (transformers' generate), in turn. The forward pass is PEFT's. Times
+are processor seconds, which neighbours on a shared machine disturb least; run it on one thread
+(OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from asr.adapters import LoraSettings, attach_for_training, detach, resolve_placement
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase, load_base
+from asr.base.quiet import quiet_libraries
 from benchmarks.interleaved import machine
 from benchmarks.placement import Arm, arms
 
@@ -34,7 +37,7 @@ def decode_cost(
     seconds: dict[str, list[float]] = {name: [] for name in ("base", *(a.name for a in chosen))}
 
     def generate(model: Any) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         with torch.inference_mode():
             model.generate(
                 input_ids=ids,
@@ -44,14 +47,15 @@ def decode_cost(
                 max_new_tokens=tokens,
                 pad_token_id=base.tokenizer.pad_token_id,
             )
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     for turn in range(rounds + 1):  # the first one warms up
         taken = {"base": generate(base.model)}
         for arm in chosen:
             placement = resolve_placement(base.model, arm.adapter.get("placement", "deep"), layer)
             settings = LoraSettings(rank=arm.adapter["rank"])
-            model = attach_for_training(base.model, placement, settings, base.name, seed=0)
+            with quiet_libraries():
+                model = attach_for_training(base.model, placement, settings, base.name, seed=0)
             model.eval().to(base.dtype)
             taken[arm.name] = generate(model)
             detach(model)
