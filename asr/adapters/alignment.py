@@ -9,9 +9,10 @@ the two are aligned. PLoP puts adapters into the *module types* of the lowest me
 
 Differences from the authors' code, each on purpose: the baseline is the closed form
 ``||W||_F ||z_t|| / sqrt(d_in)`` and not one random draw (the two agree up to Jensen's inequality,
-which vanishes with d_out); padding does not count; the bias is taken out; the language-model head
-is no candidate. The prompts are the probe's own rows, prompt and answer, so that the score stands
-beside the gradient energy of the same tokens.
+which vanishes with d_out); means are over all tokens, not over those of a batch and then over the
+batches; padding does not count; the bias is taken out; the language-model head is no candidate. The
+prompts are the probe's own rows, prompt and answer, so that the score stands beside the gradient
+energy of the same tokens.
 
 One forward pass without gradients through the body of the model; no head, no logits.
 """
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
 
 from asr.adapters.placement import LinearModule
@@ -134,8 +135,21 @@ def _add(sums: _Sums, module: nn.Module, z: Tensor, output: Tensor, mask: Tensor
     sums.tokens += int(kept.sum())
 
 
-def _frobenius(module: nn.Module) -> float:
-    """||W||_F of what the module computes with: 4- and 8-bit weights are unpacked."""
+def _frobenius(module: Any) -> float:
+    """||W||_F of what the module computes with: 4- and 8-bit weights are unpacked.
+
+    Weights of bitsandbytes keep away from PEFT's ``dequantize_module_weight``: on the CPU it puts
+    another parameter into the module, and an 8-bit one that has run before loses its scales there.
+    """
+    weight = module.weight
+    kind = type(weight).__name__
+    if kind == "Int8Params":
+        # (o,), largest magnitude of each row; the first forward pass moves it into the state
+        scales = module.state.SCB if weight.SCB is None else weight.SCB
+        rows = weight.detach().float().norm(dim=1) * scales.to(weight.device) / 127
+        return float(rows.norm())
+    if kind == "Params4bit":
+        return float(dequantize_bnb_weight(weight).detach().float().norm())
     return float(dequantize_module_weight(module).detach().float().norm())
 
 

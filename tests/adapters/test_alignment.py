@@ -175,5 +175,12 @@ def test_quantised_weights_are_unpacked(tmp_path: Path, kind: Any) -> None:
     packed = load_base(folder, device="cpu", dtype="float32", quantisation=kind).model
     rows, modules = make_rows(), linear_modules(whole)
     expected = alignment_scores(whole, rows, modules, pad_token_id=0)
+    weights = [packed.get_submodule(module.name).weight for module in modules]
     found = alignment_scores(packed, rows, linear_modules(packed), pad_token_id=0)
     np.testing.assert_allclose(found, expected, rtol=0.1)
+    # a second time, the base having run: where 8-bit weights keep their scales has changed
+    assert alignment_scores(packed, rows, linear_modules(packed), pad_token_id=0) == found
+    assert all(
+        packed.get_submodule(module.name).weight is weight
+        for module, weight in zip(modules, weights, strict=True)
+    )
