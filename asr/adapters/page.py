@@ -43,7 +43,7 @@ from asr.adapters.page_hooks import (
     EnergyHooks,
     frozen_in_evaluation,
 )
-from asr.adapters.page_start import start_of
+from asr.adapters.page_start import scaling_problem, start_of
 from asr.adapters.placement import LinearModule, Placement
 from asr.base.layers import decoder_layers
 from asr.data.encode import EncodedExample
@@ -205,6 +205,9 @@ def _check(
     ):
         if given not in choices:
             raise AdapterError(unknown(what, str(given), choices))
+    problem = scaling_problem(settings.lora)
+    if problem is not None:
+        raise AdapterError(problem)
     if batch_size < 1:
         raise AdapterError(f"batch_size is {batch_size}; it must be at least 1")
     if not modules:
@@ -315,10 +318,14 @@ def _bad_loss(
     finally:
         for handle in handles:
             handle.remove()
-    where = f"'{first[0]}' is the first module" if first else "it comes after the last module"
+    where = (
+        f"'{first[0]}' is the first module with an output that is not finite"
+        if first
+        else "the outputs of all modules are finite, those of the final norm or the head are not"
+    )
     return (
-        f"the loss of {source} is {loss.item():g}: {where} with an output that is not finite; "
-        "load the base in float32 or bfloat16, or take another copy of it"
+        f"the loss of {source} is {loss.item():g}: {where}; load the base in float32 or bfloat16, "
+        "or take another copy of it"
     )
 
 

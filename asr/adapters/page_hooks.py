@@ -177,7 +177,11 @@ class EnergyHooks:
         values = torch.zeros(self._samples, len(self._modules), 3, dtype=torch.float64)
         if self._found:
             found = torch.stack(list(self._found.values()), dim=1)
-            values[:, list(self._found)] = found.to("cpu", torch.float64)
+            # In float64: the square of a large alpha / rank leaves the range of float32.
+            factors = [self._starts[index].factor for index in self._found]
+            found = found.to("cpu", torch.float64)
+            found[..., :GRADIENT] *= torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
+            values[:, list(self._found)] = found
         return values
 
     def in_backward_order(self) -> list[int]:
@@ -188,7 +192,7 @@ class EnergyHooks:
         self._tokens = tokens
         self._samples = samples
         self._called: dict[int, None] = {}
-        self._found: dict[int, Tensor] = {}  # module -> (n, 3)
+        self._found: dict[int, Tensor] = {}  # module -> (n, 3), without the start's factor
         self._shared: dict[int, _SharedInput] = {}
         self._open: tuple[_SharedInput, str] | None = None
 
@@ -243,7 +247,7 @@ class EnergyHooks:
             energy = energy + shared.kept.squared_norms(through_b)
         if reduced is not None:
             energy = energy + reduced.squared_norms(outputs)
-        self._found[index] = torch.cat([start.factor * energy, norms[:, :1]], dim=1)
+        self._found[index] = torch.cat([energy, norms[:, :1]], dim=1)
         shared.leave()
 
     def _placed(self, index: int, tensor: Tensor) -> tuple[Tensor, Tokens]:

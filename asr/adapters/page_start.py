@@ -41,6 +41,9 @@ from asr.adapters.lora import LoraSettings
 from asr.adapters.placement import LinearModule
 from asr.adapters.variants import rewrites_base
 
+_SCALINGS = (1e-30, 1e30)
+"""Beyond these, squares times gradients may leave the range of numbers."""
+
 _SEED = 0
 """Of the randomised decomposition of ``pissa_niter_N``."""
 
@@ -67,6 +70,19 @@ def scaling(settings: LoraSettings) -> float:
     """``s`` of the update ``s B A``."""
     rank = settings.rank
     return settings.alpha / (math.sqrt(rank) if settings.use_rslora else rank)
+
+
+def scaling_problem(settings: LoraSettings) -> str | None:
+    """Why energies cannot be taken at this scaling, which they hold squared; None if they can."""
+    found = scaling(settings)
+    if _SCALINGS[0] <= found <= _SCALINGS[1]:
+        return None
+    divisor = f"sqrt({settings.rank})" if settings.use_rslora else str(settings.rank)
+    least, most = _SCALINGS
+    return (
+        f"alpha is {settings.alpha:g}, so that the update is scaled by {settings.alpha:g} / "
+        f"{divisor} = {found:g}; the probe takes {least:g} to {most:g}"
+    )
 
 
 def start_of(model: nn.Module, module: LinearModule, settings: LoraSettings) -> Start:

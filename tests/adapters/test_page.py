@@ -350,6 +350,12 @@ def test_what_cannot_be_asked():
     assert message(lambda: probe(model, settings=PageSettings(loss="answers"))) == (
         "unknown loss 'answers' (did you mean 'answer'?); there are: answer, full"
     )
+    for alpha, scale in ((1e-40, "1.25e-41"), (8e200, "1e+200")):
+        huge = PageSettings(LoraSettings(rank=8, alpha=alpha))
+        assert message(lambda: probe(model, settings=huge)) == (  # noqa: B023  # called at once
+            f"alpha is {alpha:g}, so that the update is scaled by {alpha:g} / 8 = {scale}; the "
+            "probe takes 1e-30 to 1e+30"
+        )
     assert message(lambda: probe(model, batch_size=0)) == "batch_size is 0; it must be at least 1"
     assert message(lambda: probe(model, modules=[])) == (
         "there are no modules to probe; give at least one"
@@ -415,6 +421,14 @@ def test_a_loss_that_is_not_finite_names_module_and_sample():
         "finite; load the base in float32 or bfloat16, or take another copy of it"
     )
     assert not any(module._forward_hooks for module in other.modules())
+    head = tiny_model()
+    with torch.no_grad():
+        head.get_output_embeddings().weight[7, 4] = math.inf
+    assert message(lambda: probe(head)) == (
+        "the loss of rows.jsonl:3 is nan: the outputs of all modules are finite, those of the "
+        "final norm or the head are not; load the base in float32 or bfloat16, or take another "
+        "copy of it"
+    )
 
 
 class Cut(nn.Module):
