@@ -124,6 +124,11 @@ def choose_dominant(
     for module, energy in energies.items():
         if not math.isfinite(energy) or energy < 0:
             raise AdapterError(f"placement.dominant: the energy of '{module.name}' is {energy:g}")
+    total = sum(energies.values())
+    if total == math.inf:
+        raise AdapterError(
+            "placement.dominant: the sum of the energies leaves the range of numbers"
+        )
     ranked = sorted(energies, key=lambda module: -energies[module])  # stable
     candidates = _candidates(ranked, request, router_layer)
     alive = [module for module in candidates if energies[module] > 0]
@@ -146,7 +151,6 @@ def choose_dominant(
     weakest = min(chosen, key=lambda module: energies[module])
     left = [module for module in candidates if module not in ranks]
     runner_up = left[0] if left else None
-    total = math.fsum(energies.values())
     return DominantChoice(
         placement=Placement(
             "dominant",

@@ -9,8 +9,10 @@ again could decide otherwise, on another device or with the training file gone.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from asr.adapters import (
@@ -31,7 +33,7 @@ from asr.adapters.page import PageSettings, page_energies
 from asr.adapters.probe_result import NOISE_Z, ProbeResult
 from asr.base.load import LoadedBase
 from asr.data.encode import EncodedExample
-from asr.errors import ConfigError
+from asr.errors import AdapterError, ConfigError
 from asr.model.directory import file_sha256
 from asr.model.manifest import DomainEntry
 from asr.train.changes import PUBLISHED
@@ -103,7 +105,7 @@ def check_placement(
         return
     check_request(linear_modules(base.model), _request(asked.dominant, adapter), layer)
     if asked.dominant.probe is not None:
-        ProbeResult.load(asked.dominant.probe).require_base(base.fingerprint, base.name)
+        _probe_of_file(asked.dominant.probe, base)
 
 
 def place(
@@ -232,14 +234,18 @@ def _probe(
     z: float | None = None
     if rows is None:
         assert settings.probe is not None
-        result = ProbeResult.load(settings.probe)
-        result.require_base(base.fingerprint, base.name)
+        result = _probe_of_file(settings.probe, base)
         scores = {score.name: score.energy for score in result.modules}
-        energies = {module: scores[module.name] for module in modules if module.name in scores}
+        energies = {module: scores[module.name] for module in modules}
         choice = choose_dominant(energies, request, layer)
         leading = [score.name for score in result.modules[:2]]
         z = result.z if leading == [choice.weakest, choice.runner_up] else None
         source = f"{settings.probe.name} of {', '.join(d.name for d in result.domains)}"
+        if result.settings.init != lora.init_lora_weights:  # another order of modules, maybe
+            made, own = (
+                str(name).lower() for name in (result.settings.init, lora.init_lora_weights)
+            )
+            source += f", made for init_lora_weights {made}, not {own}"
     else:
         order = list(range(len(rows.rows)))
         random.Random(rows.seed).shuffle(order)
@@ -259,7 +265,7 @@ def _probe(
         column = {module.name: measured[:, place] for place, module in enumerate(modules)}
         if choice.runner_up is not None:
             z = paired_z(column[choice.weakest], column[choice.runner_up])
-        source = f"{len(sample)} training rows"
+        source = f"{len(sample)} training row{'s' if len(sample) != 1 else ''}"
     say(f"{name}: {_told(choice, request, layer, z, source)}")
     found = {
         "share": choice.share,
@@ -269,6 +275,28 @@ def _probe(
         "data": None if rows is None else rows.sha256,
     }
     return Placed(choice.placement, asked, found)
+
+
+def _probe_of_file(path: Path, base: LoadedBase) -> ProbeResult:
+    """Read a probe; refuse that of another base, and one whose modules are not the base's."""
+    result = ProbeResult.load(path)
+    result.require_base(base.fingerprint, base.name)
+    expected = Counter(module.name for module in linear_modules(base.model))
+    found = Counter(score.name for score in result.modules)
+    if found != expected:
+        wrong = min((found - expected) or (expected - found))
+        problem = (
+            "missing"
+            if wrong not in found
+            else "unknown"
+            if wrong not in expected
+            else "there twice"
+        )
+        raise AdapterError(
+            f"{path}: the modules are not those of '{base.name}': '{wrong}' is {problem}; it was "
+            "edited or damaged, run asr probe again"
+        )
+    return result
 
 
 def _told(

@@ -235,6 +235,12 @@ def test_what_no_ranking_could_answer_is_refused_without_one() -> None:
         check_request(list(ENERGIES), DominantRequest(top=5), L)
 
 
+def test_energies_beyond_the_range_of_numbers() -> None:
+    assert refused(dict.fromkeys(ENERGIES, 1e308)) == (
+        "placement.dominant: the sum of the energies leaves the range of numbers"
+    )
+
+
 def test_paired_differences() -> None:
     one, other = np.array([3.0, 5.0, 4.0]), np.array([2.0, 2.0, 2.0])
     assert paired_z(one, other) == pytest.approx(2 / (1 / math.sqrt(3)))

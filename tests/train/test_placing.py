@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -530,6 +531,49 @@ def test_a_probe_of_another_base(
     assert str(caught.value).startswith(
         f"the probe is of base 'other-1b' (fingerprint efefefefefef), not of '{base.name}' ("
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong", "problem"),
+    [
+        (lambda scores: scores[1:], 0, "missing"),
+        (lambda scores: [*scores, scores[3]], 3, "there twice"),
+        (
+            lambda scores: [{**scores[0], "name": "a.layers.0.b"}, *scores[1:]],
+            "a.layers.0.b",
+            "unknown",
+        ),
+    ],
+)
+def test_a_probe_with_other_modules(
+    shop: Workshop,
+    base: LoadedBase,
+    probe: ProbeResult,
+    tmp_path: Path,
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    wrong: int | str,
+    problem: str,
+) -> None:
+    tree = json.loads(probe.to_json())
+    name = wrong if isinstance(wrong, str) else tree["modules"][wrong]["name"]
+    tree["modules"] = change(tree["modules"])
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(AdapterError) as caught:
+        prepared(shop, base, {"dominant": {"probe": str(path)}})
+    assert str(caught.value) == (
+        f"{path}: the modules are not those of '{base.name}': '{name}' is {problem}; it was "
+        "edited or damaged, run asr probe again"
+    )
+
+
+def test_a_probe_for_another_start_is_taken_and_said(
+    shop: Workshop, base: LoadedBase, probe: ProbeResult, tmp_path: Path
+) -> None:
+    path = probe_file(tmp_path / "probe.json", probe, "model.layers.3.self_attn.o_proj")
+    asked = {"dominant": {"probe": str(path)}}
+    _, (line,) = prepared(shop, base, asked, adapter__init_lora_weights="gaussian")
+    assert "(probe.json of red, made for init_lora_weights true, not gaussian)" in line
 
 
 def test_a_probe_that_is_not_there(shop: Workshop) -> None:
