@@ -63,7 +63,11 @@ def why_left_out(model: nn.Module, quantisation: str | None, asked: bool | None)
     if quantisation == "int8":
         return "KappaTune's rank: PEFT reads 8-bit weights without their scales"
     if asked is None:
-        size = sum(parameter.numel() for parameter in model.parameters())
+        # Two weights of 4 bits are packed into one entry.
+        size = sum(
+            parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+            for parameter in model.parameters()
+        )
         if size > AFFORDABLE_PARAMETERS:
             return (
                 f"KappaTune's rank: the base has {size / 1e9:.1f} billion parameters, and every "

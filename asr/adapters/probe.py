@@ -23,6 +23,7 @@ from asr.adapters.condition import condition_ranks, why_left_out
 from asr.adapters.generic_text import GENERIC_NAME, generic_examples
 from asr.adapters.lora import LoraSettings, check_variant
 from asr.adapters.page import PageSettings, left_out, page_energies
+from asr.adapters.page_start import scaling_problem
 from asr.adapters.placement import LinearModule, Placement, linear_modules
 from asr.adapters.probe_result import ProbedBase, ProbeResult, ProbeSettings
 from asr.adapters.probe_rows import LEAST, DrawnRows, draw_rows
@@ -211,6 +212,9 @@ def _check(
             raise ConfigError(f"{name} is {value}; it must be at least {limit}")
     if not 0 < lora.alpha < float("inf"):
         raise ConfigError(f"alpha is {lora.alpha:g}; it must be above 0")
+    problem = scaling_problem(lora)
+    if problem is not None:
+        raise ConfigError(problem)
     for name, given, choices in (("per", per, PER), ("loss", loss, LOSSES)):
         if given not in choices:
             raise ConfigError(unknown(name, given, choices))
@@ -237,6 +241,8 @@ def _read(
             found[name] = (loaded.path.name, loaded.examples)
         else:
             found[name] = ("examples given", list(given))
+        if not found[name][1]:  # before a base is loaded
+            raise DataError(f"{name}: there are no examples to probe with; give at least {LEAST}")
     return found
 
 

@@ -163,6 +163,16 @@ class ProbeResult(BaseModel):
         """The module of most energy."""
         return self.modules[0]
 
+    def parameters(self, module: ModuleScore) -> int:
+        """Trainable parameters of the adapter that was probed for, on one module.
+
+        MiCA trains ``A`` alone; what a start out of the base adds when it is saved is not trained.
+        """
+        rank = self.settings.rank
+        if self.settings.init == "mica":
+            return rank * module.in_features
+        return module.parameters(rank)
+
     @property
     def runner_up(self) -> ModuleScore | None:
         """The one after it; None where there is one module only."""

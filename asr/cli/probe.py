@@ -186,6 +186,12 @@ def probe(
     show(result, stdout(), top)
     for path in written:
         stdout().print(f"wrote {path}", soft_wrap=True)
+    if not written:
+        stdout().print(
+            "nothing was written; --out DIR keeps this as probe.json, a heat map, and a config "
+            "fragment for asr train",
+            soft_wrap=True,
+        )
 
 
 def domain_files(arguments: list[str], fmt: str | None = None) -> dict[str, str]:

@@ -22,12 +22,19 @@ _PNG_MARK = b"asr probe"
 
 
 def check_out(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, or that holds files of others under our names.
+    """Refuse a folder that cannot be made or that holds files of others under our names.
 
     Raises:
         DirectoryError: names the file and what to do.
     """
-    if not folder.exists():
+    try:
+        there = folder.exists()
+    except OSError as error:
+        raise _cannot_make(folder, error) from error
+    if not there:
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise DirectoryError(f"--out {folder}: {above} is a file; name another folder")
         return
     if not folder.is_dir():
         raise DirectoryError(f"--out {folder} is a file; name a folder")
@@ -51,8 +58,11 @@ def write_probe(result: ProbeResult, folder: Path) -> list[Path]:
 
     picture, fragment = probe_png(result), fragment_text(result)
     check_out(folder)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # what a file system that is in order can refuse too
+        raise _cannot_make(folder, error) from error
     write_bytes(folder / FIGURE_FILE, picture)
     write_text(folder / FRAGMENT_FILE, fragment)
     result.save(folder / PROBE_FILE)
@@ -110,6 +120,11 @@ def suggested(result: ProbeResult) -> tuple[ModuleScore, str]:
     return best, f"The module of most energy in layers >= {layer}: routing takes one pass."
 
 
+def _cannot_make(folder: Path, error: OSError) -> DirectoryError:
+    reason = error.strerror or str(error)
+    return DirectoryError(f"--out {folder} cannot be made: {reason}; name another folder")
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -125,6 +140,6 @@ def _is_ours(path: Path) -> bool:
         return raw.startswith(_FIRST_LINE.encode())
     try:
         tree = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(tree, dict) and {"schema_version", "base", "modules", "domains"} <= set(tree)

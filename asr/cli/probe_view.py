@@ -121,7 +121,7 @@ def _table(
                 _percent(module.spread_seeds),
                 *([_percent(module.spread_domains)] if several else []),
                 _percent(module.energy_without_first / rest if rest else None),
-                f"{module.parameters(result.settings.rank):,}",
+                f"{result.parameters(module):,}",
             ]
         if peers:
             cells += [
@@ -185,14 +185,16 @@ def _noise(result: ProbeResult, names: dict[str, str]) -> Iterator[str]:
     if len(winners) > 1:
         listed = ", ".join(names[name] for name in winners)
         reason = f"the winner changes between seeds ({listed})"
+    elif result.z is None and min(domain.samples for domain in result.domains) < 2:
+        what = "batches" if result.settings.per == "batch" else "samples"
+        reason = f"there are too few {what} to tell"
     elif result.z is None:
-        reason = "there are too few samples to tell"
+        reason = "the samples are all alike, so that there is nothing to judge it by"
     else:
         reason = f"|z| = {abs(result.z):.1f} is below 2"
-    yield (
-        f"warning: the top two are within noise: {reason}; raise --samples or --seeds, or take "
-        "either"
-    )
+    whole = all(domain.whole for domain in result.domains)
+    remedy = "give more examples" if whole else "raise --samples or --seeds"
+    yield f"warning: the top two are within noise: {reason}; {remedy}, or take either"
 
 
 def _same_winner(result: ProbeResult, names: dict[str, str]) -> Iterator[str]:
@@ -255,8 +257,8 @@ def _passes(result: ProbeResult, names: dict[str, str]) -> Iterator[str]:
 def _cost(result: ProbeResult) -> Iterator[str]:
     rank, layer = result.settings.rank, result.base.router_layer or 0
     best = result.ranking(layer)[0]
-    deep = sum(module.parameters(rank) for module in result.ranking(layer))
-    own = best.parameters(rank)
+    deep = sum(result.parameters(module) for module in result.ranking(layer))
+    own = result.parameters(best)
     yield (
         f"parameters: {own:,} on that module at rank {rank}, {own / deep:.1%} of the {deep:,} of "
         f"all modules of layers >= {layer}"

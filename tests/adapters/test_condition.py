@@ -55,3 +55,17 @@ def test_when_the_ranks_are_left_out() -> None:
         "decomposed; ask for it (--kappa) to wait for it"
     )
     assert why_left_out(large, None, True) is None
+
+
+class Params4bit(nn.Parameter):
+    """Named as in bitsandbytes: two weights in each entry."""
+
+
+def test_weights_of_four_bits_count_one_by_one() -> None:
+    packed = nn.Module()
+    packed.weight = Params4bit(
+        torch.empty(640_000_000, dtype=torch.uint8, device="meta"), requires_grad=False
+    )
+    assert (why_left_out(packed, "nf4", None) or "").startswith(
+        "KappaTune's rank: the base has 1.3 billion parameters, "
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import asr
 from asr.adapters import LoraSettings, linear_modules, page_energies
@@ -18,11 +20,12 @@ from asr.adapters.probe import probe_placement
 from asr.adapters.probe_result import ProbeResult
 from asr.adapters.probe_rows import draw_rows
 from asr.base.fingerprint import tensors_hash
-from asr.base.load import LoadedBase
+from asr.base.load import LoadedBase, load_base
 from asr.data.formats import Example
 from asr.data.turns import turn
 from asr.errors import AdapterError, AsrError, BaseModelError, ConfigError, DataError
 from tests.routed import tiny_base
+from tests.wide_models import save_wide_base
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,32 @@ def test_experts_and_unranked_modules_are_said_to_be_left_out() -> None:
         assert not any("experts" in module.name for module in result.modules)
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
+def test_quantised_bases_are_probed_and_come_back(tmp_path: Path, quantisation: Any) -> None:
+    folder = str(save_wide_base(tmp_path))
+    packed = load_base(folder, device="cpu", dtype="float32", quantisation=quantisation)
+    ids = torch.arange(5, 25).unsqueeze(0)
+    data = {"red": examples("red"), "sum": examples("sum")}
+    with torch.no_grad():
+        before = packed.model(input_ids=ids).logits
+        result = probe_placement(packed, data, samples=4, seeds=2)
+        assert torch.equal(packed.model(input_ids=ids).logits, before)
+    whole = probe_placement(folder, data, samples=4, seeds=2, device="cpu", dtype="float32")
+    expected = {module.name: module for module in whole.modules}
+    for module in result.modules:
+        assert module.share == pytest.approx(expected[module.name].share, rel=0.5, abs=0.005)
+        assert module.alignment == pytest.approx(expected[module.name].alignment, rel=0.1)
+    assert result.settings.quantisation == quantisation
+    ranked = {module.kappa_rank is not None for module in result.modules}
+    assert ranked == {quantisation == "nf4"}
+    assert result.left_out == (
+        ()
+        if quantisation == "nf4"
+        else ("KappaTune's rank: PEFT reads 8-bit weights without their scales",)
+    )
+
+
 BAD: list[tuple[dict[str, Any], type[AsrError], str]] = [
     (
         {"samples": 1},
@@ -185,6 +214,12 @@ BAD: list[tuple[dict[str, Any], type[AsrError], str]] = [
     ({"max_length": 1}, ConfigError, "max_length is 1; it must be at least 2"),
     ({"lora": LoraSettings(rank=0)}, ConfigError, "rank is 0; it must be at least 1"),
     ({"lora": LoraSettings(alpha=0.0)}, ConfigError, "alpha is 0; it must be above 0"),
+    (
+        {"lora": LoraSettings(rank=4, alpha=1e200, use_rslora=True)},
+        ConfigError,
+        "alpha is 1e+200, so that the update is scaled by 1e+200 / sqrt(4) = 5e+199; the probe "
+        "takes 1e-30 to 1e+30",
+    ),
     ({"per": "row"}, ConfigError, "unknown per 'row'; there are: batch, sample"),
     (
         {"loss": "answers"},
@@ -248,5 +283,7 @@ def test_data_is_read_before_the_base_is_loaded(tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", [{"prompt": "a", "completion": ""}])
     with pytest.raises(DataError, match=r"bad\.jsonl:1: "):
         probe_placement("no such base", {"bad": bad})
+    with pytest.raises(DataError, match="empty: there are no examples to probe with"):
+        probe_placement("no such base", {"empty": write(tmp_path / "empty.jsonl", [])})
     with pytest.raises(BaseModelError):
         probe_placement("no such base", {"red": examples("red")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
@@ -31,14 +32,20 @@ def winner_at(index: int, layers: int = 4, **options: object) -> ProbeResult:
     return result_of([measured(means=means, noise=0.1)], layers=layers, **options)  # type: ignore[arg-type]
 
 
+@functools.cache
+def drawn(index: int, layers: int = 4, router_layer: int | None = 2) -> bytes:
+    """The figure of :func:`winner_at`, made once for all tests."""
+    return probe_png(winner_at(index, layers, router_layer=router_layer))
+
+
 def test_equal_results_give_equal_bytes() -> None:
-    assert probe_png(winner_at(8)) == probe_png(winner_at(8))
-    assert probe_png(winner_at(8)) != probe_png(winner_at(7))
+    assert probe_png(winner_at(9)) == drawn(9)
+    assert drawn(0) != drawn(9)
 
 
 def test_the_frame_follows_the_winner() -> None:
     """Modules are layer by layer q_proj, up_proj, down_proj; there is a panel on each side."""
-    first, deeper, wider = (frames(probe_png(winner_at(i))) for i in (0, 9, 2))
+    first, deeper, wider = (frames(drawn(i)) for i in (0, 9, 2))
     assert first[0].min() < deeper[0].min()  # layer 0 above layer 3
     assert first[1].min() < wider[1].min()  # q_proj left of down_proj
     both = np.unique(first[1])
@@ -46,16 +53,16 @@ def test_the_frame_follows_the_winner() -> None:
 
 
 def test_the_router_line_is_left_out_of_a_base_too_shallow_to_route_in() -> None:
-    with_line, without = probe_png(winner_at(3)), probe_png(winner_at(3, router_layer=None))
+    with_line, without = drawn(0), drawn(0, router_layer=None)
     dark = [np.sum(pixels(png).max(axis=-1) < 0.05) for png in (with_line, without)]
     assert dark[0] > dark[1]
 
 
 @pytest.mark.parametrize("layers", [1, 12, 80])
 def test_every_depth_is_drawn(layers: int) -> None:
-    drawn = pixels(probe_png(winner_at(1, layers=layers, router_layer=None)))
-    assert drawn.shape[0] > 28 * layers
-    assert frames(probe_png(winner_at(1, layers=layers, router_layer=None)))[0].size
+    png = drawn(1, layers, router_layer=None)
+    assert pixels(png).shape[0] > 28 * layers
+    assert frames(png)[0].size
 
 
 def test_layers_without_a_module_and_energies_of_zero_are_drawn() -> None:

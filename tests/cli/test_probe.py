@@ -113,6 +113,10 @@ def test_options_reach_the_probe(root: Path) -> None:
 def test_without_data_it_says_how_far_to_trust_it(root: Path) -> None:
     outcome = run_asr("probe", root / "base", *FAST)
     assert outcome.code == 0, outcome.err
+    assert outcome.out.endswith(
+        "\nnothing was written; --out DIR keeps this as probe.json, a heat map, and a config "
+        "fragment for asr train\n"
+    )
     assert (
         "warning: no data was given: probed on 50 short exchanges of our own. Which module leads "
         "is reported to be a matter of the architecture more than of the task; margins and shares "
@@ -161,9 +165,15 @@ def test_within_noise_is_said_with_its_reason() -> None:
         "--samples or --seeds, or take either"
     ) in said(result)
     alike = measured(means=means(m8=40.0, m11=39.9))
-    assert "warning: the top two are within noise: there are too few samples to tell" in said(
-        result_of([alike])
-    )
+    assert (
+        "warning: the top two are within noise: the samples are all alike, so that there is "
+        "nothing to judge it by; raise --samples or --seeds, or take either"
+    ) in said(result_of([alike]))
+    for per, what in (("sample", "samples"), ("batch", "batches")):
+        single = measured(means=means(m8=40.0), samples=1, seeds=1, whole=True)
+        assert (
+            f"within noise: there are too few {what} to tell; give more examples, or take either"
+        ) in said(result_of([single], per=per))
     changing = result_of().model_copy(
         update={
             "within_noise": True,
@@ -173,6 +183,15 @@ def test_within_noise_is_said_with_its_reason() -> None:
     assert (
         "within noise: the winner changes between seeds (2.mlp.down_proj, 3.mlp.up_proj); raise"
     ) in said(changing)
+
+
+def test_parameters_are_those_that_train() -> None:
+    for init, count in (("pissa", 640), ("mica", 384)):  # MiCA trains A (8 x 48) alone
+        result = result_of(init=init)
+        assert result.parameters(result.winner) == count
+        assert f"parameters: {count} on that module at rank 8, " in said(result)
+        row = next(line.split() for line in shown(result) if line.startswith(" 1 "))
+        assert row[-1] == str(count)
 
 
 def test_domains_that_agree_and_that_do_not() -> None:
@@ -324,7 +343,9 @@ def test_an_earlier_probe_is_replaced_and_others_files_are_not_touched(tmp_path:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [b"", b"adapter: {rank: 2}", b'{"a": 1}', b"\x89PNG others"])
+@pytest.mark.parametrize(
+    "content", [b"", b"a: {rank: 2}", b'{"a": 1}', b"\x89PNG others", b"[" * 9**5]
+)
 def test_files_of_others_are_refused_before_anything_is_measured(
     tmp_path: Path, name: str, content: bytes
 ) -> None:
@@ -338,6 +359,19 @@ def test_files_of_others_are_refused_before_anything_is_measured(
         write_probe(result_of(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    assert refused("probe", "no such base", "--out", tmp_path / "x" / "y" / "z") == (
+        f"--out {tmp_path / 'x' / 'y' / 'z'}: {tmp_path / 'x'} is a file; name another folder"
+    )
+    long = tmp_path / ("a" * 300)
+    message = refused("probe", "no such base", "--out", long)
+    assert message == f"--out {long} cannot be made: File name too long; name another folder"
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(DirectoryError, match="cannot be made: File exists; name another folder"):
+        write_probe(result_of(), tmp_path / "link")
 
 
 def test_a_file_as_out(tmp_path: Path) -> None:
