@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
-    from asr.adapters.probe import probe_placement
+    from asr.adapters.probe.run import probe_placement
     from asr.errors import AsrError
     from asr.model.routed_model import Generation, RoutedModel
     from asr.train.config import TrainConfig
@@ -50,7 +50,7 @@ _LAZY = {
     "RoutedModel": "asr.model.routed_model",
     "TrainConfig": "asr.train.config",
     "load_config": "asr.train.config_file",
-    "probe_placement": "asr.adapters.probe",
+    "probe_placement": "asr.adapters.probe.run",
     "remove_domain": "asr.train.remove",
     "train_sequence": "asr.train.sequence",
 }

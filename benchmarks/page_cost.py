@@ -33,8 +33,8 @@ import numpy as np
 import torch
 
 from asr.adapters import PageEnergies, PageSettings, linear_modules, page_energies
-from asr.adapters.page_batch import pad_rows, sample_losses
-from asr.adapters.page_hooks import frozen_in_evaluation
+from asr.adapters.probe.batch import pad_rows, sample_losses
+from asr.adapters.probe.hooks import frozen_in_evaluation
 from asr.base.load import LoadedBase, load_base
 from asr.data.encode import IGNORED, EncodedExample
 from benchmarks.interleaved import interleave, machine

@@ -3,9 +3,9 @@
 from asr.adapters.bank import AdapterBank
 from asr.adapters.initial import load_initial
 from asr.adapters.lora import LoraSettings, attach_for_training, check_variant, detach
-from asr.adapters.page import PageEnergies, PageSettings, page_energies
 from asr.adapters.placement import LinearModule, Placement, linear_modules, resolve_placement
-from asr.adapters.probe_result import ModuleScore, ProbeResult
+from asr.adapters.probe.page import PageEnergies, PageSettings, page_energies
+from asr.adapters.probe.result import ModuleScore, ProbeResult
 from asr.adapters.storage import StoredAdapter, adapter_sha256, load_adapter, save_adapter
 
 __all__ = [

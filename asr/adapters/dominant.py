@@ -1,6 +1,6 @@
 """DomLoRA: adapters on the modules that dominate a probe: one, several, or what a budget pays.
 
-Takes energies (:func:`asr.adapters.page.page_energies`, or those of a ``probe.json``) and says
+Takes energies (of :func:`asr.adapters.probe.page.page_energies`, or of a ``probe.json``) and says
 where adapters go. Knows neither data nor models, nor how the energies came about.
 
 Which modules:

@@ -141,7 +141,7 @@ def probe(
 
         check_out(out)
     from asr.adapters.lora import LoraSettings
-    from asr.adapters.probe import probe_placement
+    from asr.adapters.probe.run import probe_placement
     from asr.cli.display import make_display
 
     settings = LoraSettings(rank=rank, alpha=alpha, use_rslora=rslora)

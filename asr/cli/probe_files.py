@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from asr.adapters.probe_result import PROBE_FILE, ModuleScore, ProbeResult
+from asr.adapters.probe.result import PROBE_FILE, ModuleScore, ProbeResult
 from asr.errors import DirectoryError
 from asr.model.atomic import storage_errors, write_bytes, write_text
 
@@ -54,7 +54,7 @@ def write_probe(result: ProbeResult, folder: Path) -> list[Path]:
         StorageError: the file system refuses.
         DirectoryError: see :func:`check_out`.
     """
-    from asr.adapters.probe_figure import probe_png
+    from asr.adapters.probe.figure import probe_png
 
     picture, fragment = probe_png(result), fragment_text(result)
     check_out(folder)

@@ -12,8 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from asr.adapters.generic_text import TRUST
-from asr.adapters.probe_result import DomainProbe, ModuleScore, ProbeResult
+from asr.adapters.probe.generic_text import TRUST
+from asr.adapters.probe.result import DomainProbe, ModuleScore, ProbeResult
 from asr.cli.output import counted, seconds
 
 _PLOP_TYPES = 3

@@ -29,8 +29,8 @@ from asr.adapters.dominant import (
     choose_dominant,
     paired_z,
 )
-from asr.adapters.page import PageSettings, page_energies
-from asr.adapters.probe_result import NOISE_Z, ProbeResult
+from asr.adapters.probe.page import PageSettings, page_energies
+from asr.adapters.probe.result import NOISE_Z, ProbeResult
 from asr.base.load import LoadedBase
 from asr.data.encode import EncodedExample
 from asr.errors import AdapterError, ConfigError
@@ -136,7 +136,7 @@ def place(
         progress: told how far a probe is.
 
     Raises:
-        AdapterError: see :func:`check_placement`, :func:`asr.adapters.page.page_energies` and
+        AdapterError: see :func:`check_placement`, :func:`asr.adapters.probe.page.page_energies` and
             :func:`asr.adapters.dominant.choose_dominant`.
         ConfigError: the domain is finished, on modules that this base does not have.
     """

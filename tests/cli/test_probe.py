@@ -13,12 +13,12 @@ import yaml
 from rich.console import Console
 
 from asr.adapters import placement
-from asr.adapters.probe_result import ProbeResult
+from asr.adapters.probe.result import ProbeResult
 from asr.cli.probe_files import check_out, fragment_text, write_probe
 from asr.cli.probe_view import findings, short_names, show
 from asr.errors import DirectoryError
 from asr.train.config_file import load_config
-from tests.adapters.probed import measured, modules_of, result_of
+from tests.adapters.probe.probed import measured, modules_of, result_of
 from tests.cli.conftest import refused, run_asr, write_rows
 from tests.tiny_models import save_tiny_base
 

@@ -14,9 +14,9 @@ import pytest
 
 import asr
 from asr.adapters import LoraSettings, linear_modules, load_adapter
-from asr.adapters.page import PageSettings, page_energies
-from asr.adapters.probe import probe_placement
-from asr.adapters.probe_result import ProbeResult
+from asr.adapters.probe.page import PageSettings, page_energies
+from asr.adapters.probe.result import ProbeResult
+from asr.adapters.probe.run import probe_placement
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.errors import AdapterError, ConfigError, DataError

@@ -13,12 +13,12 @@ import torch
 
 import asr
 from asr.adapters import LoraSettings, linear_modules, page_energies
-from asr.adapters.alignment import alignment_scores
-from asr.adapters.generic_text import generic_examples
-from asr.adapters.page import PageSettings
-from asr.adapters.probe import probe_placement
-from asr.adapters.probe_result import ProbeResult
-from asr.adapters.probe_rows import draw_rows
+from asr.adapters.probe.alignment import alignment_scores
+from asr.adapters.probe.generic_text import generic_examples
+from asr.adapters.probe.page import PageSettings
+from asr.adapters.probe.result import ProbeResult
+from asr.adapters.probe.rows import draw_rows
+from asr.adapters.probe.run import probe_placement
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.data.formats import Example

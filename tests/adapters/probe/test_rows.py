@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.adapters.probe_rows import DrawnRows, draw_rows
+from asr.adapters.probe.rows import DrawnRows, draw_rows
 from asr.base.chat_template import ChatTemplate
 from asr.data.encode import encode_example
 from asr.data.formats import Example

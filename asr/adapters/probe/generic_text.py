@@ -29,7 +29,7 @@ _FILE = "generic_text.json"
 
 def generic_examples() -> tuple[Example, ...]:
     """Return the exchanges, in order."""
-    rows = json.loads(files("asr.adapters").joinpath(_FILE).read_text(encoding="utf-8"))
+    rows = json.loads(files("asr.adapters.probe").joinpath(_FILE).read_text(encoding="utf-8"))
     return tuple(
         Example(
             (turn("user", row["prompt"]), turn("assistant", row["completion"])),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from asr.adapters.probe_figure import probe_png
-from asr.adapters.probe_result import ProbeResult
-from tests.adapters.probed import measured, result_of
+from asr.adapters.probe.figure import probe_png
+from asr.adapters.probe.result import ProbeResult
+from tests.adapters.probe.probed import measured, result_of
 
 FRAME = np.array([0xD1, 0x00, 0x1F]) / 255
 

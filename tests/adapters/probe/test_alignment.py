@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from asr.adapters import linear_modules
-from asr.adapters.alignment import alignment_scores
+from asr.adapters.probe.alignment import alignment_scores
 from asr.base.load import load_base
 from asr.errors import AdapterError
-from tests.adapters.probing import make_rows
+from tests.adapters.probe.probing import make_rows
 from tests.tiny_models import tiny_model
 from tests.wide_models import save_wide_base
 

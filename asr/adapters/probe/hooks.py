@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asr.adapters.ghost_norm import TokenInputs, Tokens, gram_is_cheaper
-from asr.adapters.page_start import Start
 from asr.adapters.placement import LinearModule
+from asr.adapters.probe.ghost_norm import TokenInputs, Tokens, gram_is_cheaper
+from asr.adapters.probe.start import Start
 from asr.errors import AdapterError
 
 ENERGY, WITHOUT_FIRST, GRADIENT = range(3)

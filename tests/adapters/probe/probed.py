@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from asr.adapters.placement import LinearModule
-from asr.adapters.probe_result import ProbedBase, ProbeResult, ProbeSettings
-from asr.adapters.probe_summary import MeasuredDomain, summarise
+from asr.adapters.probe.result import ProbedBase, ProbeResult, ProbeSettings
+from asr.adapters.probe.summary import MeasuredDomain, summarise
 
 WIDTHS = {"self_attn.q_proj": (32, 32), "mlp.up_proj": (32, 48), "mlp.down_proj": (48, 32)}
 FINGERPRINT = "ab" * 32

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from asr.adapters import linear_modules
-from asr.adapters.condition import condition_ranks, why_left_out
+from asr.adapters.probe.condition import condition_ranks, why_left_out
 from tests.tiny_models import tiny_model
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from asr.adapters.probe_result import ProbeResult
+from asr.adapters.probe.result import ProbeResult
 from asr.errors import AdapterError, StorageError
-from tests.adapters.probed import FINGERPRINT, measured, modules_of, result_of
+from tests.adapters.probe.probed import FINGERPRINT, measured, modules_of, result_of
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:

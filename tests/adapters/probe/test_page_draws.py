@@ -20,12 +20,12 @@ from asr.adapters import (
     page_energies,
     resolve_placement,
 )
-from asr.adapters import page as page_module
-from asr.adapters.page_start import Start
+from asr.adapters.probe import page as page_module
+from asr.adapters.probe.start import Start
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import load_base
 from asr.errors import AdapterError
-from tests.adapters.probing import make_rows, row_loss, weight_gradients
+from tests.adapters.probe.probing import make_rows, row_loss, weight_gradients
 from tests.tiny_models import tiny_model
 from tests.wide_models import save_wide_base
 

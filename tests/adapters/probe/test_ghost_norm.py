@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.adapters.ghost_norm import TokenInputs, Tokens, gram_is_cheaper
+from asr.adapters.probe.ghost_norm import TokenInputs, Tokens, gram_is_cheaper
 
 SIZES = st.integers(1, 9)
 
@@ -115,7 +115,7 @@ def test_half_precision_products_are_summed_in_float32(gram):
 
 
 def test_the_product_form_holds_pieces_only(monkeypatch):
-    from asr.adapters import ghost_norm
+    from asr.adapters.probe import ghost_norm
 
     z, d = draw(13, 2, 11, 6), draw(14, 2, 11, 9)
     tokens = Tokens.of_rows(torch.ones(2, 11))

@@ -25,7 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from asr.adapters.probe_result import ModuleScore, ProbeResult
+from asr.adapters.probe.result import ModuleScore, ProbeResult
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from asr.adapters.placement import LinearModule, linear_modules
-from asr.adapters.probe_summary import module_kinds
+from asr.adapters.probe.summary import module_kinds
 from asr.errors import DataError
-from tests.adapters.probed import measured, modules_of, result_of
+from tests.adapters.probe.probed import measured, modules_of, result_of
 from tests.tiny_models import tiny_model
 
 MEANS = [3.0, 1.0, 2.0, 5.0, 4.0, 1.5, 0.5, 6.0, 9.0, 0.1, 0.2, 8.0]

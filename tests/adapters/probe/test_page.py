@@ -14,18 +14,18 @@ from asr.adapters import (
     PageSettings,
     attach_for_training,
     linear_modules,
-    page_batch,
     page_energies,
-    page_hooks,
     resolve_placement,
 )
-from asr.adapters import page as page_module
-from asr.adapters.page import expert_modules, left_out
 from asr.adapters.placement import LinearModule
+from asr.adapters.probe import batch as page_batch
+from asr.adapters.probe import hooks as page_hooks
+from asr.adapters.probe import page as page_module
+from asr.adapters.probe.page import expert_modules, left_out
 from asr.base.fingerprint import tensors_hash
 from asr.data.encode import IGNORED, EncodedExample
 from asr.errors import AdapterError, DataError
-from tests.adapters.probing import first_token_terms, make_rows, row_loss, weight_gradients
+from tests.adapters.probe.probing import first_token_terms, make_rows, row_loss, weight_gradients
 from tests.tiny_models import ARCHITECTURES, HIDDEN, VOCAB, tiny_model
 
 SCALES = page_module._LOSS_SCALES

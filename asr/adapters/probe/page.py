@@ -8,7 +8,7 @@ in expectation over a random start. With the usual start (B = 0, A random with z
 
 The loss ``L(x)`` is the mean over the answer tokens of the sample; losses are summed over the
 samples of a batch, so that the gradients of samples do not mix. Dropout is off. Other starts:
-:mod:`asr.adapters.page_start`; norms without gradients: :mod:`asr.adapters.ghost_norm`.
+:mod:`asr.adapters.probe.start`; norms without gradients: :mod:`asr.adapters.probe.ghost_norm`.
 
 The definition is reconstructed from the abstract of DomLoRA (arXiv 2605.06183). What it leaves open
 is an option here: the start, the loss, per sample or per batch, with and without the first token
@@ -32,10 +32,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from asr.adapters.ghost_norm import Tokens
 from asr.adapters.lora import LoraSettings, check_variant
-from asr.adapters.page_batch import Loss, ProbeBatch, pad_rows, require_targets, sample_losses
-from asr.adapters.page_hooks import (
+from asr.adapters.placement import LinearModule, Placement
+from asr.adapters.probe.batch import Loss, ProbeBatch, pad_rows, require_targets, sample_losses
+from asr.adapters.probe.ghost_norm import Tokens
+from asr.adapters.probe.hooks import (
     ENERGY,
     GRADIENT,
     WHAT_WORKS,
@@ -43,8 +44,7 @@ from asr.adapters.page_hooks import (
     EnergyHooks,
     frozen_in_evaluation,
 )
-from asr.adapters.page_start import scaling_problem, start_of
-from asr.adapters.placement import LinearModule, Placement
+from asr.adapters.probe.start import scaling_problem, start_of
 from asr.base.layers import decoder_layers
 from asr.data.encode import EncodedExample
 from asr.errors import AdapterError, did_you_mean, unknown

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.adapters.placement import LinearModule
-from asr.adapters.probe_result import (
+from asr.adapters.probe.result import (
     DomainProbe,
     ModuleScore,
     ProbedBase,

@@ -1,9 +1,9 @@
 """Where an adapter belongs on a base: gradient energy of every candidate module, peers beside it.
 
 The probe measures, on a few examples of each domain, how much gradient energy a LoRA on each linear
-module would receive before its first step (PAGE, :mod:`asr.adapters.page`), over several seeds, and
-on the same rows PLoP's alignment score, the gradient norm per parameter, and KappaTune's rank. The
-base comes back as it was; nothing is trained and nothing is written.
+module would receive before its first step (PAGE, :mod:`asr.adapters.probe.page`), over several
+seeds, and on the same rows PLoP's alignment score, the gradient norm per parameter, and KappaTune's
+rank. The base comes back as it was; nothing is trained and nothing is written.
 
 It is a statement about the start of training. It does not know what an adapter will have learned at
 the end: a large gradient may meet a large curvature, and Adam divides its scale out.
@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from asr.adapters.alignment import alignment_scores
-from asr.adapters.condition import condition_ranks, why_left_out
-from asr.adapters.generic_text import GENERIC_NAME, generic_examples
 from asr.adapters.lora import LoraSettings, check_variant
-from asr.adapters.page import PageSettings, left_out, page_energies
-from asr.adapters.page_start import scaling_problem
 from asr.adapters.placement import LinearModule, Placement, linear_modules
-from asr.adapters.probe_result import ProbedBase, ProbeResult, ProbeSettings
-from asr.adapters.probe_rows import LEAST, DrawnRows, draw_rows
-from asr.adapters.probe_summary import MeasuredDomain, summarise
+from asr.adapters.probe.alignment import alignment_scores
+from asr.adapters.probe.condition import condition_ranks, why_left_out
+from asr.adapters.probe.generic_text import GENERIC_NAME, generic_examples
+from asr.adapters.probe.page import PageSettings, left_out, page_energies
+from asr.adapters.probe.result import ProbedBase, ProbeResult, ProbeSettings
+from asr.adapters.probe.rows import LEAST, DrawnRows, draw_rows
+from asr.adapters.probe.start import scaling_problem
+from asr.adapters.probe.summary import MeasuredDomain, summarise
 from asr.adapters.variants import initialisation_problem
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase, load_base

@@ -1,0 +1,1 @@
+"""The placement probe: gradient energy of every candidate module (PAGE), its peers, the ranking."""
