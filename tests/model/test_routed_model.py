@@ -166,7 +166,8 @@ def test_an_error_inside_a_stream_reaches_its_reader_and_frees_the_model(model):
         list(pieces)
     handle.remove()
     assert not model.bank.in_use
-    assert not any(module._forward_pre_hooks for module in model.base.model.modules())
+    head = model.base.model.get_output_embeddings()  # has one of its own, from loading
+    assert [m for m in model.base.model.modules() if m._forward_pre_hooks] == [head]
     assert model.generate([PROMPTS[0]], adapter="red", max_new_tokens=2)[0].adapter == "red"
 
 
