@@ -122,9 +122,9 @@ def _prepare(form: Form, base: LoadedBase, out: Path, narrator: Narrator) -> Sto
     Rendered with the chat template of an earlier start of that form, where there is one: a template
     may hold the date of its day.
     """
+    from asr.atomic import storage_errors
     from asr.base.tokenizer import make_template
     from asr.compare import load_test_sets
-    from asr.model.atomic import storage_errors
     from asr.model.directory import ModelDirectory
     from asr.train.config_file import load_config
     from asr.train.prepare import feature_contract, prepare_domains
@@ -172,7 +172,7 @@ def _pace(story: Story, out: Path) -> float:
 
     Kept, so that a demo that goes on takes the form that it began with.
     """
-    from asr.model.atomic import write_json
+    from asr.atomic import write_json
     from demo.forms import measure
 
     path = out / PACE_FILE

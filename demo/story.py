@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from asr.atomic import write_bytes, write_text
 from asr.base.load import LoadedBase
 from asr.cli.display import make_display
 from asr.cli.output import seconds
@@ -27,7 +28,6 @@ from asr.eval.cache import EvalCache
 from asr.eval.evaluate import EvalSet, Evaluator
 from asr.eval.history import complete_matrix
 from asr.eval.matrix import EvalMatrix
-from asr.model.atomic import write_bytes, write_text
 from asr.model.directory import ModelDirectory
 from asr.model.manifest import Manifest
 from asr.model.opening import make_forward, open_directory, require_base

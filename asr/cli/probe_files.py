@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from asr.adapters.probe.result import PROBE_FILE, ModuleScore, ProbeResult
+from asr.atomic import storage_errors, write_bytes, write_text
 from asr.errors import DirectoryError
-from asr.model.atomic import storage_errors, write_bytes, write_text
 
 FIGURE_FILE = "probe.png"
 FRAGMENT_FILE = "placement.yaml"

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from asr.atomic import json_text, write_text
 from asr.errors import DirectoryError
-from asr.model.atomic import json_text, write_text
 from asr.model.contract import Sha256
 from asr.train.changes import DomainPlan
 

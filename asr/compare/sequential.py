@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import cast
 
 from asr.adapters import adapter_sha256, detach, save_adapter
+from asr.atomic import staged_folder, storage_errors, sweep_staging
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.compare.ledger import Ledger, Plan, Step
@@ -30,7 +31,6 @@ from asr.errors import AdapterError, BaseModelError, ConfigError, unknown
 from asr.eval.cache import EvalCache
 from asr.eval.evaluate import EvalSet, Evaluator
 from asr.eval.matrix import EvalMatrix
-from asr.model.atomic import staged_folder, storage_errors, sweep_staging
 from asr.model.directory import ModelDirectory
 from asr.model.lock import DirectoryLock
 from asr.model.manifest import AdapterEntry, Manifest

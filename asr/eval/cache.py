@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from asr.atomic import storage_errors, write_bytes
 from asr.errors import StorageError
-from asr.model.atomic import storage_errors, write_bytes
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from asr.atomic import write_text
 from asr.data.formats import Example
 from asr.data.views import CommonPart
 from asr.errors import DirectoryError
 from asr.eval.evaluate import EvalSet, Evaluator
 from asr.eval.matrix import KINDS, EvalMatrix
-from asr.model.atomic import write_text
 from asr.model.background import read_background
 from asr.model.directory import ModelDirectory
 from asr.model.kept_prompts import read_kept

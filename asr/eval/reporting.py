@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asr.atomic import write_bytes, write_text
 from asr.data.hub import is_there
 from asr.data.load import load_examples
 from asr.errors import DataError, DirectoryError, unknown
@@ -19,7 +20,6 @@ from asr.eval.cache import EvalCache
 from asr.eval.evaluate import EvalSet, Evaluator, Progress, check_set
 from asr.eval.history import complete_matrix, eval_set
 from asr.eval.matrix import EvalMatrix
-from asr.model.atomic import write_bytes, write_text
 from asr.model.manifest import Manifest
 from asr.model.routed_model import Generation, Prompt, RoutedModel
 from asr.router import RouterSettings

@@ -24,7 +24,6 @@ from asr.base.load import LoadedBase
 from asr.data.formats import Example
 from asr.data.views import CommonPart
 from asr.errors import DataError
-from asr.model.atomic import write_bytes
 from asr.model.contract import FeatureContract
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward
@@ -124,7 +123,6 @@ def store_background(
         background.statistics,
         background.calibration,
         contract.hash,
-        write=write_bytes,
     )
 
 

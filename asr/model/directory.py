@@ -21,8 +21,8 @@ import json
 import shutil
 from pathlib import Path
 
+from asr.atomic import STAGING_PREFIX, storage_errors
 from asr.errors import DirectoryError
-from asr.model.atomic import STAGING_PREFIX, storage_errors
 from asr.model.lock import LOCK_FILE, DirectoryLock
 from asr.model.manifest import MANIFEST_FILE, DomainEntry, Manifest
 from asr.model.names import check_domain_name

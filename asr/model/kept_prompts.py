@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from asr.atomic import write_text
 from asr.data.formats import Example, to_examples
 from asr.data.records import read_records
-from asr.model.atomic import write_text
 
 
 def write_kept(path: Path, examples: Sequence[Example]) -> None:

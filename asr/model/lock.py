@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from asr.atomic import storage_errors
 from asr.errors import DirectoryError, LockedError, StorageError
-from asr.model.atomic import storage_errors
 
 LOCK_FILE = ".lock"
 """Name of the lock file inside the directory."""

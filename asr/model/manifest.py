@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from asr.atomic import json_text, write_text
 from asr.errors import DirectoryError
-from asr.model.atomic import json_text, write_text
 from asr.model.contract import FeatureContract, NumericContract
 from asr.model.entries import (
     AdapterEntry,

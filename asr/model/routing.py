@@ -19,7 +19,6 @@ from asr.data.formats import Example
 from asr.data.prompt import EncodedPrompt, encode_prompt
 from asr.data.views import CommonPart, make_views
 from asr.errors import DataError
-from asr.model.atomic import write_bytes
 from asr.model.canaries import TENSOR
 from asr.model.contract import FeatureContract
 from asr.model.directory import ModelDirectory
@@ -131,7 +130,6 @@ def store_domain(
         domain.statistics,
         domain.calibration,
         contract.hash,
-        write=write_bytes,
     )
 
 
@@ -182,5 +180,4 @@ def store_router(
         router,
         contract.hash,
         extra_tensors={TENSOR: canaries},
-        write=write_bytes,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asr.model.atomic import storage_errors, write_bytes
+from asr.atomic import storage_errors, write_bytes
 from asr.model.directory import ModelDirectory
 from asr.model.manifest import Manifest
 

@@ -35,7 +35,6 @@ from asr.router.storage import (
     load_router,
     save_domain,
     save_router,
-    write_atomically,
 )
 
 __all__ = [
@@ -73,5 +72,4 @@ __all__ = [
     "solve_ridge",
     "view_thresholds",
     "views_as_rows",
-    "write_atomically",
 ]

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from asr.errors import ContractError, RouterError, StorageError
+from asr.atomic import write_bytes
+from asr.errors import ContractError, RouterError
 from asr.router.calibration import CalibrationBlock
 from asr.router.columns import Columns
 from asr.router.features import FeatureMap
@@ -39,9 +38,6 @@ _AGAIN = {
     _ROUTER: "run asr train CONFIG --out MODEL --resume to derive it again",
 }
 _EXTRA = "extra/"
-
-#: Writes bytes to a path so that a reader sees the old file or the new one, never a part.
-Write = Callable[[Path, bytes], None]
 
 
 @dataclass(frozen=True)
@@ -65,27 +61,6 @@ class StoredRouter:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the path, flush to disk, rename over it.
-
-    Raises:
-        StorageError: the file system refuses (no folder, no permission, disk full).
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def save_domain(
     path: Path,
     name: str,
@@ -93,7 +68,6 @@ def save_domain(
     calibration: CalibrationBlock | None,
     contract_hash: str,
     metadata: Mapping[str, Any] | None = None,
-    write: Write = write_atomically,
 ) -> None:
     """Write a domain's statistics and calibration block.
 
@@ -104,10 +78,9 @@ def save_domain(
         calibration: its held-out prompts, or None.
         contract_hash: hash of the feature contract the features were made under.
         metadata: anything JSON can hold, returned by :func:`load_domain`.
-        write: how bytes reach the disk.
 
     Raises:
-        StorageError: as ``write`` raises it.
+        StorageError: the file system refuses (full, read-only, no permission).
         TypeError, ValueError: ``metadata`` that strict JSON cannot hold.
     """
     tensors, described = statistics.to_tensors()
@@ -122,7 +95,7 @@ def save_domain(
         "calibration_views": views,
         "metadata": dict(metadata or {}),
     }
-    write(path, _encode(_DOMAIN, contract_hash, header, stored))
+    write_bytes(path, _encode(_DOMAIN, contract_hash, header, stored))
 
 
 def load_domain(path: Path, contract_hash: str | None = None) -> StoredDomain:
@@ -162,7 +135,6 @@ def save_router(
     contract_hash: str,
     extra_tensors: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, Any] | None = None,
-    write: Write = write_atomically,
 ) -> None:
     """Write a fitted router: weights, feature map, settings, thresholds and report.
 
@@ -172,10 +144,9 @@ def save_router(
         contract_hash: hash of the feature contract.
         extra_tensors: stored beside it as they are (such as canaries).
         metadata: anything JSON can hold.
-        write: how bytes reach the disk.
 
     Raises:
-        StorageError: as ``write`` raises it.
+        StorageError: the file system refuses (full, read-only, no permission).
         TypeError, ValueError: ``metadata`` that strict JSON cannot hold.
     """
     stored: dict[str, np.ndarray] = {"weights": router.weights}
@@ -191,7 +162,7 @@ def save_router(
         "report": router.report.to_dict(),
         "metadata": dict(metadata or {}),
     }
-    write(path, _encode(_ROUTER, contract_hash, header, stored))
+    write_bytes(path, _encode(_ROUTER, contract_hash, header, stored))
 
 
 def load_router(path: Path, contract_hash: str | None = None) -> StoredRouter:

@@ -31,12 +31,12 @@ from transformers import (
 
 from asr.adapters import LoraSettings, Placement, attach_for_training, detach, load_initial
 from asr.adapters.lora import TRAINING_NAME
+from asr.atomic import storage_errors
 from asr.base.load import LoadedBase
 from asr.base.quiet import quiet_libraries
 from asr.base.split import accepts_logits_to_keep
 from asr.data.encode import EncodedExample
 from asr.errors import AdapterError, AsrError, ConfigError, StorageError
-from asr.model.atomic import storage_errors
 from asr.train.checkpoints import (
     TRAINER_STATE,
     MarkComplete,

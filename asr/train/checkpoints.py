@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from asr.atomic import storage_errors, write_json
 from asr.errors import StorageError
-from asr.model.atomic import storage_errors, write_json
 
 MARKER = "asr_complete.json"
 TRAINER_STATE = "trainer_state.json"

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback
 
 from asr.adapters import adapter_sha256, detach, save_adapter
+from asr.atomic import staged_folder, storage_errors
 from asr.base.load import LoadedBase
 from asr.eval.cache import EvalCache
 from asr.eval.evaluate import Evaluator
 from asr.eval.history import extend_matrices
 from asr.eval.matrix import EvalMatrix
-from asr.model.atomic import staged_folder, storage_errors
 from asr.model.background import fit_background, read_background, store_background
 from asr.model.directory import ModelDirectory, file_sha256
 from asr.model.features import Forward

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asr.atomic import sweep_staging
 from asr.base.device import choose_device
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import load_base
 from asr.data.formats import Example
 from asr.errors import BaseModelError, ConfigError, DataError, DirectoryError, unknown
 from asr.eval.history import recorded_common_part
-from asr.model.atomic import sweep_staging
 from asr.model.canaries import canary_features
 from asr.model.directory import ModelDirectory, file_sha256
 from asr.model.kept_prompts import read_kept, write_kept

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.atomic import storage_errors, sweep_staging
 from asr.errors import ConfigError, DirectoryError, RouterError, unknown
 from asr.eval.cache import forget_domain
 from asr.eval.matrix import EvalMatrix
-from asr.model.atomic import storage_errors, sweep_staging
 from asr.model.background import read_background
 from asr.model.canaries import TENSOR
 from asr.model.directory import ModelDirectory

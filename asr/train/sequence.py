@@ -22,11 +22,11 @@ import transformers
 from transformers import TrainerCallback
 
 import asr
+from asr.atomic import STAGING_PREFIX, storage_errors, sweep_staging, write_text
 from asr.base.device import choose_device
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.errors import BaseModelError, ConfigError
-from asr.model.atomic import STAGING_PREFIX, storage_errors, sweep_staging, write_text
 from asr.model.canaries import canary_features
 from asr.model.contract import FeatureContract, NumericContract
 from asr.model.directory import ModelDirectory

@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("asr.model.atomic.os.fsync", refuse)
+    monkeypatch.setattr("asr.atomic.os.fsync", refuse)
     with pytest.raises(StorageError, match=r"manifest\.json: no space left"):
         manifest().save(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == before

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from asr.errors import ContractError, RouterError, StorageError
+from asr.errors import ContractError, RouterError
 from asr.router import (
     FeatureMap,
     Router,
@@ -21,7 +21,6 @@ from asr.router import (
     load_router,
     save_domain,
     save_router,
-    write_atomically,
 )
 from tests.router.conftest import MakeDomain, pooled_states
 
@@ -218,29 +217,6 @@ def test_other_files(tmp_path: Path, domain: RoutingDomain) -> None:
         load_domain(foreign)
     with pytest.raises(RouterError, match="is damaged"):
         load_domain(tmp_path)
-
-
-def test_write_parameter(tmp_path: Path, domain: RoutingDomain) -> None:
-    written: dict[Path, bytes] = {}
-    write_domain(tmp_path / "x", domain, write=written.__setitem__)
-    assert list(written) == [tmp_path / "x"]
-    assert not list(tmp_path.iterdir())
-
-
-def test_atomic_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(StorageError, match=f"^cannot write {re.escape(str(path))}: No space left"):
-        write_atomically(path, b"new")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"old"
-    with pytest.raises(StorageError, match="No such file or directory"):
-        write_atomically(tmp_path / "nowhere" / "file", b"x")
 
 
 def test_metadata_must_be_json(tmp_path: Path, domain: RoutingDomain) -> None:

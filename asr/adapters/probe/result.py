@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asr.adapters.placement import LinearModule
+from asr.atomic import write_text
 from asr.errors import AdapterError, StorageError
 
 SCHEMA_VERSION: Final = 1
@@ -233,25 +232,12 @@ class ProbeResult(BaseModel):
         """Replace the file at ``path``, or leave it as it was. Its folder must exist.
 
         Raises:
-            StorageError: the file system refuses.
+            StorageError: there is no such folder, or the file system refuses.
         """
         path = Path(path)
-        content = self.to_json().encode("utf-8")
-        staged = path.parent / f".staging-{path.name[:40]}-{secrets.token_hex(8)}"
-        try:
-            # O_EXCL: never somebody else's file. Mode 0666: the umask decides, as for open().
-            handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(staged, path)
-            except BaseException:
-                staged.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        if not path.parent.is_dir():
+            raise StorageError(f"cannot write {path}: there is no folder {path.parent}; make it")
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path | str) -> ProbeResult:

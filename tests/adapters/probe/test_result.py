@@ -119,7 +119,8 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as refused:
         result_of().save(tmp_path / "none" / "probe.json")
     assert str(refused.value) == (
-        f"cannot write {tmp_path / 'none' / 'probe.json'}: No such file or directory"
+        f"cannot write {tmp_path / 'none' / 'probe.json'}: there is no folder {tmp_path / 'none'}; "
+        "make it"
     )
     assert not list(tmp_path.iterdir())
 

@@ -172,7 +172,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         reason, advice = known
         raise StorageError(
             f"cannot write {path}: {reason} ({_free_bytes(path)}); {advice} and run the same "
-            "command again, asr train with --resume (what stood there before is intact)"
+            "command again; asr train goes on with --resume (what stood there before is intact)"
         ) from error
 
 

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.errors import DirectoryError, StorageError
-from asr.model import atomic
-from asr.model.atomic import (
+from asr import atomic
+from asr.atomic import (
     STAGING_PREFIX,
     json_text,
     publish_folder,
@@ -28,6 +27,7 @@ from asr.model.atomic import (
     write_json,
     write_text,
 )
+from asr.errors import DirectoryError, StorageError
 
 json_values = st.recursive(
     st.none()
@@ -151,7 +151,7 @@ def test_a_refused_write_names_the_path_and_keeps_the_old_file(
     monkeypatch.undo()
     assert str(caught.value) == (
         f"cannot write {path}: {reason} (12,345 bytes free); {advice} and run the same command "
-        "again, asr train with --resume (what stood there before is intact)"
+        "again; asr train goes on with --resume (what stood there before is intact)"
     )
     assert path.read_text() == "old"
     assert leftovers(tmp_path) == []
@@ -263,7 +263,7 @@ def test_a_killed_writer_leaves_the_old_file_and_something_to_sweep(tmp_path: Pa
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from asr.model import atomic\n"
+        "from asr import atomic\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "atomic.write_text(Path(sys.argv[1]), 'new')\n"
     )
