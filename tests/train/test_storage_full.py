@@ -161,7 +161,7 @@ def test_the_messages_say_what_to_do(shop: Workshop, monkeypatch: pytest.MonkeyP
         shop.train("m", ["red"])
     assert re.fullmatch(
         rf"cannot write {shop.folder}/m\S*: no space left on the device \([\d,]+ bytes free\); "
-        r"free some space and run the same command again, asr train with "
+        r"free some space and run the same command again; asr train goes on with "
         r"--resume \(what stood there before is intact\)",
         str(caught.value),
     )
