@@ -29,6 +29,7 @@ from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_wei
 from torch import Tensor, nn
 
 from asr.adapters.placement import LinearModule
+from asr.adapters.probe.hooks import frozen_in_evaluation
 from asr.data.encode import EncodedExample
 from asr.errors import AdapterError
 
@@ -99,7 +100,7 @@ def alignment_scores(
 
     # Padding takes no part, so short rows beside long ones only cost time: sort them.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    with _hooks(found, listen), _evaluation(model):
+    with _hooks(found, listen), frozen_in_evaluation(model):
         for begin in range(0, len(order), batch_size):
             batch = [rows[index] for index in order[begin : begin + batch_size]]
             ids, mask = _padded(batch, pad_token_id, device)
@@ -179,15 +180,3 @@ def _hooks(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and back to what it was, module by module."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from torch import nn
@@ -21,9 +22,10 @@ from torch import nn
 from asr.adapters.lora import LoraSettings, check_variant
 from asr.adapters.placement import LinearModule, Placement, linear_modules
 from asr.adapters.probe.alignment import alignment_scores
+from asr.adapters.probe.batch import Loss
 from asr.adapters.probe.condition import condition_ranks, why_left_out
 from asr.adapters.probe.generic_text import GENERIC_NAME, generic_examples
-from asr.adapters.probe.page import PageSettings, left_out, page_energies
+from asr.adapters.probe.page import PageSettings, Per, left_out, page_energies
 from asr.adapters.probe.result import ProbedBase, ProbeResult, ProbeSettings
 from asr.adapters.probe.rows import LEAST, DrawnRows, draw_rows
 from asr.adapters.probe.start import scaling_problem
@@ -40,8 +42,6 @@ Data = str | Path | Sequence[Example]
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is."""
 
-PER = ("sample", "batch")
-LOSSES = ("answer", "full")
 _SHALLOWEST_ROUTED = 3
 
 
@@ -215,7 +215,7 @@ def _check(
     problem = scaling_problem(lora)
     if problem is not None:
         raise ConfigError(problem)
-    for name, given, choices in (("per", per, PER), ("loss", loss, LOSSES)):
+    for name, given, choices in (("per", per, get_args(Per)), ("loss", loss, get_args(Loss))):
         if given not in choices:
             raise ConfigError(unknown(name, given, choices))
     if quantisation not in (None, "int8", "nf4"):
