@@ -24,9 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +33,23 @@ import numpy as np
 from asr.adapters import linear_modules
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase, load_base
-from asr.data.load import load_examples
-from asr.data.views import CommonPart
-from asr.eval.cache import EvalCache
-from asr.eval.evaluate import EvalSet, Evaluator
-from asr.eval.intervals import mean_interval
-from asr.model.opening import make_forward, open_directory
-from asr.model.routed_model import RoutedModel
-from asr.train.adapter import TrainingResult
-from asr.train.config_file import build_config
-from asr.train.events import Watcher
-from asr.train.prepare import PreparedDomain
-from asr.train.sequence import train_sequence
+from benchmarks.four_domains import (
+    DOMAINS,
+    TUNING_DOMAIN,
+    Arm,
+    Experiment,
+    Record,
+    interval_text,
+    read_runs,
+    write_subset,
+)
 from benchmarks.interleaved import machine
 
-DOMAINS = {  # scorer, longest answer
-    "wikisql": ("sql", 48),
-    "banking77": ("label", 24),
-    "pubmedqa": ("label", 4),
-    "arc_easy": ("label", 24),
-}
-TUNING_DOMAIN = "wikisql"
 STEP = 3.0
 """Factor between neighbouring learning rates of the grid."""
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 PLOP_TYPES = 3
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A placement to compare: its ``adapter`` section, and where the search for its rate begins."""
-
-    name: str
-    adapter: Mapping[str, Any]
-    rate: float
 
 
 def arms(base: LoadedBase, probe: Path | None, rank: int) -> list[Arm]:
@@ -85,9 +65,9 @@ def arms(base: LoadedBase, probe: Path | None, rank: int) -> list[Arm]:
         return {"placement": {"modules": [name]}, "rank": rank, "alpha": 2 * rank}
 
     chosen = [
-        Arm("deep", {"rank": 8}, 1e-3),
-        Arm("attention", {"placement": {"modules": attention}, "rank": 8}, 1e-3),
-        Arm("deep r1", {"rank": 1, "alpha": 2}, 1e-3),
+        Arm("deep", {"rank": 8}, 3e-3),
+        Arm("attention", {"placement": {"modules": attention}, "rank": 8}, 3e-3),
+        Arm("deep r1", {"rank": 1, "alpha": 2}, 9e-3),
     ]
     if probe is not None:
         scores = json.loads(probe.read_text(encoding="utf-8"))["modules"]
@@ -101,11 +81,11 @@ def arms(base: LoadedBase, probe: Path | None, rank: int) -> list[Arm]:
         lowest = sorted(kinds, key=lambda kind: float(np.mean(kinds[kind])))[:PLOP_TYPES]
         plop = [m.name for m in candidates if m.kind in lowest]
         chosen[1:1] = [
-            Arm("dominant", one(best["name"]), 1e-2),
-            Arm("runner-up", one(second["name"]), 1e-2),
-            Arm("random module", one(stranger["name"]), 1e-2),
-            Arm("PLoP", {"placement": {"modules": plop}, "rank": 8}, 1e-3),
-            Arm(f"dominant r{equal}", one(best["name"], equal), 3e-3),
+            Arm("dominant", one(best["name"]), 3e-2),
+            Arm("runner-up", one(second["name"]), 3e-2),
+            Arm("random module", one(stranger["name"]), 3e-2),
+            Arm("PLoP", {"placement": {"modules": plop}, "rank": 8}, 3e-3),
+            Arm(f"dominant r{equal}", one(best["name"], equal), 1e-2),
         ]
     return chosen
 
@@ -114,158 +94,28 @@ def _deep_parameters(candidates: Iterable[Any]) -> int:
     return sum(module.lora_parameters(1) for module in candidates)
 
 
-def write_subset(data: Path, work: Path, sizes: Mapping[str, int]) -> None:
-    """Write WORK/data/<domain>.{train,dev,test}.jsonl: the first rows of a seeded shuffle."""
-    (work / "data").mkdir(parents=True, exist_ok=True)
-    for domain in DOMAINS:
-        rows = {}
-        for split in ("train", "test"):
-            lines = (data / domain / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-            random.Random(0).shuffle(lines)
-            rows[split] = lines
-        train, dev = sizes["train"], sizes["dev"]
-        parts = {
-            "train": rows["train"][:train],
-            "dev": rows["train"][train : train + dev],
-            "test": rows["test"][: sizes["test"]],
-        }
-        for split, lines in parts.items():
-            path = work / "data" / f"{domain}.{split}.jsonl"
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def best_rate(experiment: Experiment, arm: Arm, seed: int) -> float:
+    """Search the grid on dev until the best rate has a neighbour on both sides."""
+    scores: dict[int, float] = {}
+
+    def score(place: int) -> None:
+        rate = arm.rate * STEP**place
+        record = experiment.run(arm, rate, TUNING_DOMAIN, seed, test=False)
+        scores[place] = float(np.mean(record["dev"]))
+
+    for place in (0, -1, 1):
+        score(place)
+    while True:
+        best = max(scores, key=lambda place: (scores[place], -abs(place)))
+        if best == min(scores):
+            score(best - 1)
+        elif best == max(scores):
+            score(best + 1)
+        else:
+            return arm.rate * STEP**best
 
 
-class Speed(Watcher):
-    """Keeps what the training of an adapter measured."""
-
-    result: TrainingResult | None = None
-
-    def trained(self, domain: PreparedDomain, result: TrainingResult) -> None:
-        """An adapter is published."""
-        self.result = result
-
-
-class Experiment:
-    """Trainings and scores in a folder, each done once."""
-
-    def __init__(self, base: LoadedBase, work: Path, epochs: int, batch_size: int) -> None:
-        self.base, self.work, self.epochs, self.batch_size = base, work, epochs, batch_size
-        self.file = work / "runs.jsonl"
-        self.runs: dict[str, dict[str, Any]] = {}
-        if self.file.is_file():
-            for line in self.file.read_text(encoding="utf-8").splitlines():
-                record = json.loads(line)
-                self.runs[record["key"]] = record
-
-    def run(self, arm: Arm, rate: float, domain: str, seed: int, test: bool) -> dict[str, Any]:
-        """Train (or find) one adapter; score it on dev, and on test where asked."""
-        key = f"{arm.name} {rate:.3g} {domain} seed {seed}"
-        record = self.runs.get(key)
-        if record is not None and (not test or "test" in record):
-            return record
-        folder = self.work / "models" / key.replace(" ", "_")
-        config, speed = self._config(arm, rate, domain, seed), Speed()
-        train_sequence(config, folder, resume=True, watcher=speed, base=self.base)
-        if record is None and speed.result is None:  # finished, but stopped before it was recorded
-            train_sequence(config, folder, overwrite=True, watcher=speed, base=self.base)
-        if record is None:
-            assert speed.result is not None
-            record = {
-                "key": key,
-                "arm": arm.name,
-                "rate": rate,
-                "domain": domain,
-                "seed": seed,
-                "tokens_per_second": speed.result.tokens_per_second,
-                "tokens": speed.result.tokens,
-                "loss": speed.result.loss,
-                "dev": self._score(folder, domain, "dev"),
-            }
-        if test:
-            record["test"] = self._score(folder, domain, "test")
-        self.runs[key] = record
-        with self.file.open("a", encoding="utf-8") as out:  # a later line of a key replaces it
-            out.write(json.dumps(record) + "\n")
-        if test:
-            shutil.rmtree(folder)
-        print(
-            f"{key}: dev {np.mean(record['dev']):.3f}"
-            + (f", test {np.mean(record['test']):.3f}" if test else "")
-            + f", loss {record['loss']:.3f}, {record['tokens_per_second']:.0f} tokens/s",
-            flush=True,
-        )
-        return record
-
-    def best_rate(self, arm: Arm, seed: int) -> float:
-        """Search the grid on dev until the best rate has a neighbour on both sides."""
-        scores: dict[int, float] = {}
-
-        def score(place: int) -> None:
-            rate = arm.rate * STEP**place
-            record = self.run(arm, rate, TUNING_DOMAIN, seed, test=False)
-            scores[place] = float(np.mean(record["dev"]))
-
-        for place in (0, -1, 1):
-            score(place)
-        while True:
-            best = max(scores, key=lambda place: (scores[place], -abs(place)))
-            if best == min(scores):
-                score(best - 1)
-            elif best == max(scores):
-                score(best + 1)
-            else:
-                return arm.rate * STEP**best
-
-    def _config(self, arm: Arm, rate: float, domain: str, seed: int) -> Any:
-        scorer, longest = DOMAINS[domain]
-        data = self.work / "data"
-        return build_config(
-            {
-                "base": self.base.name,
-                "seed": seed,
-                "keep_eval": False,
-                "router": {"views": ["templated"], "background": 0, "abstain": 0.0},
-                "training": {
-                    "views": ["templated"],
-                    "epochs": self.epochs,
-                    "batch_size": self.batch_size,
-                    "learning_rate": rate,
-                    "max_length": 512,
-                },
-                "adapter": dict(arm.adapter),
-                "domains": {
-                    domain: {
-                        "train": str(data / f"{domain}.train.jsonl"),
-                        "dev": str(data / f"{domain}.dev.jsonl"),
-                        "scorer": scorer,
-                        "max_new_tokens": longest,
-                    }
-                },
-            },
-            arm.name,
-        )
-
-    def _score(self, folder: Path, domain: str, split: str) -> list[float]:
-        scorer, longest = DOMAINS[domain]
-        examples = load_examples(
-            self.work / "data" / f"{domain}.{split}.jsonl", name=domain, minimum=1
-        ).examples
-        opened = open_directory(folder)
-        forward = make_forward(self.base, opened.manifest.contract.layer, opened.manifest.two_pass)
-        model = RoutedModel(
-            self.base, opened.manifest, opened.directory, opened.router.router, forward
-        )
-        evaluated = EvalSet(domain, examples, CommonPart(), scorer, longest)
-        try:
-            with opened.directory.lock(), EvalCache(opened.directory.answers) as cache:
-                scores = Evaluator(model, cache, batch_size=30).forced(
-                    evaluated, "templated", domain
-                )
-        finally:
-            model.close()
-        return [float(value) for value in scores.values]
-
-
-def report(runs: Sequence[Mapping[str, Any]]) -> None:
+def report(runs: Sequence[Record]) -> None:
     """Print test scores and paired differences from ``deep``; only rates that were chosen."""
     chosen = [run for run in runs if "test" in run]
     seeds = sorted({run["seed"] for run in chosen})
@@ -279,7 +129,7 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         row = []
         for domain in DOMAINS:
             values = [v for s in seeds for v in cells.get((name, domain, s), {}).get("test", [])]
-            row.append(_interval(values) if values else "")
+            row.append(interval_text(values) if values else "")
         both = [
             (cells[name, d, s]["test"], cells["deep", d, s]["test"])
             for d in DOMAINS
@@ -288,19 +138,13 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         ]
         ours = np.array([v for pair in both for v in pair[0]])
         gain = ours - np.array([v for pair in both for v in pair[1]])
-        difference = "" if name == "deep" or not both else _interval(gain, signed=True)
+        difference = "" if name == "deep" or not both else interval_text(gain, signed=True)
         speed = np.median([run["tokens_per_second"] for run in own])
         mean = f"{ours.mean():.3f}" if both else ""
         print(
             f"| {name} | {own[0]['rate']:.2g} | {' | '.join(row)} | {mean} | {difference} "
             f"| {speed:.0f} |"
         )
-
-
-def _interval(values: Any, signed: bool = False) -> str:
-    interval = mean_interval(values)
-    sign = "+" if signed else ""
-    return f"{interval.mean:{sign}.2f} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
 
 
 def main() -> None:
@@ -321,8 +165,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     options = parser.parse_args()
     if options.report:
-        lines = (options.work / "runs.jsonl").read_text(encoding="utf-8").splitlines()
-        report(list({r["key"]: r for r in map(json.loads, lines)}.values()))
+        report(read_runs(options.work))
         return
     base = load_base(options.base)
     print(f"{options.base}, {base.note}; {machine()}", flush=True)
@@ -332,7 +175,7 @@ def main() -> None:
     sizes = {split: getattr(options, split) for split in ("train", "dev", "test")}
     write_subset(options.data, options.work, sizes)
     experiment = Experiment(base, options.work, options.epochs, options.batch_size)
-    rates = {arm.name: experiment.best_rate(arm, seed=0) for arm in chosen}
+    rates = {arm.name: best_rate(experiment, arm, seed=0) for arm in chosen}
     for seed in range(options.seeds):
         for arm in chosen:
             for domain in DOMAINS:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from asr.base.layers import decoder_layers
-from asr.errors import SplitUnsupportedError
+from asr.errors import BaseModelError, SplitUnsupportedError
 
 _CHECK_LENGTH = 6
 
@@ -170,6 +170,7 @@ class SplitForward:
         SplitUnsupportedError: if ``layer`` is outside the model, if the architecture keeps other
             states than keys and values, if its forward cannot run on a view, or if the check finds
             a difference.
+        BaseModelError: the base answers with NaN.
     """
 
     def __init__(self, model: nn.Module, layer: int, check: bool = True) -> None:
@@ -352,6 +353,13 @@ class SplitForward:
             handle.remove()
             self.model.train(was_training)
         real = mask.bool()
+        if plain[real].isnan().any():
+            dtype = str(plain.dtype).removeprefix("torch.")
+            raise BaseModelError(
+                f"{self.architecture} answers plain tokens with NaN in {dtype}: its "
+                "weights are damaged or do not fit into this dtype; load it anew, or set "
+                "dtype=float32"
+            )
         if split.shape != plain.shape or not torch.equal(split[real], plain[real]):
             raise self._unsupported("the split forward differs from the plain one")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from asr.cli.named_data import split_named_data
 from asr.cli.options import ModelArgument, ProgressOption, TrustOption
 from asr.data.hub import locate_data
 from asr.errors import ConfigError, DirectoryError
@@ -66,7 +67,7 @@ def add(
     asr add MODEL legal=legal.jsonl adapter.rank=16 scorer=label test=legal.test.jsonl
     asr add MODEL legal=more.jsonl --extend
     """
-    name, data = _split(domain)
+    name, data = split_named_data(domain)
     if from_scratch and not extend:
         raise ConfigError(
             "--from-scratch goes with --extend: a new domain has nothing to start from"
@@ -103,7 +104,7 @@ def add(
 
 
 def extended_config(
-    manifest: Manifest, name: str, data: Path, overrides: list[str], resume: bool = False
+    manifest: Manifest, name: str, data: str, overrides: list[str], resume: bool = False
 ) -> TrainConfig:
     """Return the config of the model's last run with one more domain at the end.
 
@@ -140,7 +141,7 @@ def extended_config(
         raise DirectoryError(
             f"domain '{name}' is in this model already, unfinished; add --resume to go on with it"
         )
-    domains[name] = {"train": locate_data(str(data), Path.cwd())}
+    domains[name] = {"train": locate_data(data, Path.cwd())}
     own = [_of_domain(name, override) for override in overrides]
     set_by_hand = {tuple(o.partition("=")[0].strip().split(".")) for o in own}
     return build_config(
@@ -160,10 +161,3 @@ def _of_domain(name: str, override: str) -> str:
     first = override.partition("=")[0].strip().partition(".")[0]
     own = first in DomainConfig.model_fields and first != "train"
     return f"domains.{name}.{override.strip()}" if own else override
-
-
-def _split(argument: str) -> tuple[str, Path]:
-    name, equals, data = argument.partition("=")
-    if not equals or not name or not data:
-        raise ConfigError(f"'{argument}' is not NAME=DATA; write e.g. legal=legal.jsonl")
-    return name, Path(data)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from asr.cli.named_data import named_data
 from asr.cli.options import (
     QUANTISATIONS,
     BaseOption,
@@ -21,7 +22,6 @@ from asr.cli.options import (
     TrustOption,
 )
 from asr.cli.output import counted, note, seconds, stderr, stdout, write_line
-from asr.data.hub import locate_data
 from asr.errors import ConfigError, DirectoryError, unknown
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def evaluate(
     asr eval MODEL --split test
     asr eval MODEL --data legal=legal.test.jsonl --data sums=org/name:test
     """
-    files = _files(data or [])
+    named = named_data(data or [], example="test.jsonl")
+    files = {name: Path(file) for name, file in named.items()}
     split = split or ("test" if files else "dev")
     for what, given, choices in (("split", split, SPLITS), ("kind", kind, KINDS)):
         if given not in choices:
@@ -285,18 +286,6 @@ def _show(
         console.print(f"{generated}, {seconds(run.seconds)} in all", soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True)
-
-
-def _files(arguments: list[str]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for argument in arguments:
-        name, equals, data = argument.partition("=")
-        if not (name and equals and data):
-            raise ConfigError(f"--data '{argument}' is not NAME=DATA; write e.g. legal=test.jsonl")
-        if name in files:
-            raise ConfigError(f"--data names '{name}' twice; give one file for it")
-        files[name] = Path(locate_data(data, Path.cwd()))
-    return files
 
 
 class _Progress:

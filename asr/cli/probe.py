@@ -35,7 +35,7 @@ def probe(
         list[str] | None,
         typer.Option(
             "--data",
-            metavar="NAME=FILE",
+            metavar="NAME=DATA",
             help="Examples of a domain; may be repeated. Without it: a generic text of ours.",
             show_default=False,
         ),
@@ -135,7 +135,7 @@ def probe(
         raise ConfigError(unknown("quantisation", quantisation, QUANTISATIONS))
     if top < 1:
         raise ConfigError(f"--top is {top}; it must be at least 1")
-    files = domain_files(data or [], fmt)
+    files = _domain_files(data or [], fmt)
     if out is not None:
         from asr.cli.probe_files import check_out
 
@@ -194,30 +194,24 @@ def probe(
         )
 
 
-def domain_files(arguments: list[str], fmt: str | None = None) -> dict[str, str]:
+def _domain_files(arguments: list[str], fmt: str | None) -> dict[str, str]:
     """Return the data of each domain by its name: an absolute path, or ``hub:...``.
 
     Raises:
-        ConfigError: not ``NAME=FILE``, a name that is none, or one that stands twice.
+        ConfigError: not ``NAME=DATA``, a name that is none, or one that stands twice.
         DataError: an unknown format, or one without a file.
     """
-    from asr.data.hub import locate_data
+    from asr.cli.named_data import named_data
     from asr.data.shapes import FORMATS
     from asr.model.names import check_domain_name
 
     if fmt is not None and fmt not in FORMATS:
         raise DataError(unknown("data format", fmt, FORMATS))
     if fmt is not None and not arguments:
-        raise DataError("--format is for data files; name them with --data NAME=FILE")
-    files: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, file = argument.partition("=")
-        if not (name and equals and file):
-            raise ConfigError(f"--data '{argument}' is not NAME=FILE; write e.g. legal=legal.jsonl")
+        raise DataError("--format is for data files; name them with --data NAME=DATA")
+    files = named_data(arguments)
+    for name in files:
         check_domain_name(name)
-        if name in files:
-            raise ConfigError(f"--data names '{name}' twice; give one file for it")
-        files[name] = locate_data(file, Path.cwd())
     return files
 
 

@@ -20,14 +20,14 @@ SETTABLE = ("training", "dev", "format", "limit", "eval", "device", "dtype")
 
 
 def extension_config(
-    manifest: Manifest, name: str, data: Path, overrides: Sequence[str] = ()
+    manifest: Manifest, name: str, data: Path | str, overrides: Sequence[str] = ()
 ) -> TrainConfig:
     """Return the config of one domain of a model, with other data.
 
     Args:
         manifest: of the model.
         name: the domain.
-        data: the new training file; relative to the current directory.
+        data: the new training file, relative to the current directory, or a data set of the hub.
         overrides: ``key=value`` arguments; :data:`SETTABLE` are allowed.
 
     Raises:

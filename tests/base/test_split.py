@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MambaConfig, MambaForCausalLM
 
 from asr.base.split import SplitForward, position_ids_of
-from asr.errors import SplitUnsupportedError
+from asr.errors import BaseModelError, SplitUnsupportedError
 from tests.tiny_models import ARCHITECTURES, LAYERS, VOCAB, tiny_model
 
 LENGTH = 13  # longer than the sliding window of the tiny Mistral and Gemma 3 (8)
@@ -180,4 +180,12 @@ def test_an_architecture_whose_layers_look_back_is_refused():
     SplitForward(model, ROUTER_LAYER)  # hidden state passes through memory in order: still equal
     model.model.layers[3].memory = [torch.ones(2, 6, 32)]
     with pytest.raises(SplitUnsupportedError, match="the split forward differs from the plain one"):
+        SplitForward(model, ROUTER_LAYER)
+
+
+def test_a_damaged_base_is_named_as_what_it_is() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(BaseModelError, match="answers plain tokens with NaN in float32: its weigh"):
         SplitForward(model, ROUTER_LAYER)

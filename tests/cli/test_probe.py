@@ -120,7 +120,7 @@ def test_without_data_it_says_how_far_to_trust_it(root: Path) -> None:
     assert (
         "warning: no data was given: probed on 50 short exchanges of our own. Which module leads "
         "is reported to be a matter of the architecture more than of the task; margins and shares "
-        "are of this text, not of yours. Give your own with --data NAME=FILE"
+        "are of this text, not of yours. Give your own with --data NAME=DATA"
     ) in outcome.out
 
 
@@ -391,10 +391,10 @@ def test_a_file_as_out(tmp_path: Path) -> None:
     [
         (
             ["--data", "red.jsonl"],
-            "--data 'red.jsonl' is not NAME=FILE; write e.g. legal=legal.jsonl",
+            "--data 'red.jsonl' is not NAME=DATA; write e.g. legal=legal.jsonl",
         ),
-        (["--data", "red="], "--data 'red=' is not NAME=FILE; write e.g. legal=legal.jsonl"),
-        (["--data", "=x"], "--data '=x' is not NAME=FILE; write e.g. legal=legal.jsonl"),
+        (["--data", "red="], "--data 'red=' is not NAME=DATA; write e.g. legal=legal.jsonl"),
+        (["--data", "=x"], "--data '=x' is not NAME=DATA; write e.g. legal=legal.jsonl"),
         (
             ["--data", "a=x.jsonl", "--data", "a=y.jsonl"],
             "--data names 'a' twice; give one file for it",
@@ -429,7 +429,7 @@ def test_a_file_as_out(tmp_path: Path) -> None:
             "unknown data format 'csv'; there are: alpaca, messages, prompt-completion, sharegpt, "
             "text, trace",
         ),
-        (["--format", "text"], "--format is for data files; name them with --data NAME=FILE"),
+        (["--format", "text"], "--format is for data files; name them with --data NAME=DATA"),
     ],
 )
 def test_mistakes_in_the_command(tmp_path: Path, arguments: list[str], message: str) -> None:

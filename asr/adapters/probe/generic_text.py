@@ -20,7 +20,7 @@ GENERIC_NAME = "generic"
 TRUST = (
     "no data was given: probed on 50 short exchanges of our own. Which module leads is reported to "
     "be a matter of the architecture more than of the task; margins and shares are of this text, "
-    "not of yours. Give your own with --data NAME=FILE"
+    "not of yours. Give your own with --data NAME=DATA"
 )
 """How far to trust a probe of it."""
 
