@@ -1,0 +1,116 @@
+"""What does one module lack: rank, steps, or other modules?
+
+    python -m benchmarks.placement_limits DATA WORK --probe probe.json [--domain banking77]
+    python -m benchmarks.placement_limits DATA WORK --report
+
+From the single dominant module at rank 16 and 2 epochs, one thing is raised at a time: its rank, up
+to its width; the epochs, and with them the steps; the number of modules, the strongest of the probe
+from the router layer up, rank 16 each. Every setting is trained with each of ``--rates`` on one
+domain of benchmarks.four_domains, and scored on dev and test; the table shows the rate that dev
+chose. ``alpha`` is twice the rank throughout. WORK keeps what is done; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asr.adapters import linear_modules
+from asr.base.layers import default_router_layer
+from asr.base.load import LoadedBase, load_base
+from benchmarks.four_domains import (
+    DOMAINS,
+    Arm,
+    Experiment,
+    Record,
+    interval_text,
+    read_runs,
+    write_subset,
+)
+from benchmarks.interleaved import machine
+
+EPOCHS = 2
+RANK = 16
+
+
+def ranked_modules(base: LoadedBase, probe: Path) -> list[str]:
+    """Names of the modules from the router layer up, the largest energy first."""
+    layer = default_router_layer(base.n_layers)
+    there = {module.name for module in linear_modules(base.model) if module.layer >= layer}
+    scores = json.loads(probe.read_text(encoding="utf-8"))["modules"]  # by energy
+    return [score["name"] for score in scores if score["name"] in there]
+
+
+def settings(
+    modules: list[str], ranks: list[int], epochs: list[int], counts: list[int]
+) -> list[tuple[Arm, int]]:
+    """Return every setting with its epochs; the first is the one that the others start from."""
+
+    def arm(count: int, rank: int) -> Arm:
+        adapter: dict[str, Any] = {"placement": {"modules": modules[:count]}}
+        name = f"{count} module{'s' if count > 1 else ''} r{rank}"
+        return Arm(name, {**adapter, "rank": rank, "alpha": 2 * rank}, 0.0)
+
+    return [
+        (arm(1, RANK), EPOCHS),
+        *((arm(1, rank), EPOCHS) for rank in ranks),
+        *((arm(1, RANK), more) for more in epochs),
+        *((arm(count, RANK), EPOCHS) for count in counts),
+    ]
+
+
+def report(runs: dict[int, list[Record]]) -> None:
+    """Print each setting at the rate with the best dev score."""
+    print("| setting | epochs | rate | dev | test |\n|---|---|---|---|---|")
+    for epochs, records in sorted(runs.items()):
+        for name in dict.fromkeys(record["arm"] for record in records):
+            own = sorted((r for r in records if r["arm"] == name), key=lambda r: r["rate"])
+            best = max(own, key=lambda record: float(np.mean(record["dev"])))
+            print(
+                f"| {name} | {epochs} | {best['rate']:.2g} | {np.mean(best['dev']):.3f} "
+                f"| {interval_text(best['test'])} |"
+            )
+
+
+def main() -> None:
+    """Train, score, report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of <domain>/{train,test}.jsonl")
+    parser.add_argument("work", type=Path, help="everything is kept here")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--probe", type=Path, help="probe.json of asr probe on the same domains")
+    parser.add_argument("--domain", choices=DOMAINS, default="banking77")
+    parser.add_argument("--ranks", nargs="*", type=int, default=[125, 576])
+    parser.add_argument("--epochs", nargs="*", type=int, default=[6])
+    parser.add_argument("--modules", nargs="*", type=int, default=[4, 16])
+    parser.add_argument("--rates", nargs="+", type=float, default=[1e-2, 3e-2])
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--train", type=int, default=240)
+    parser.add_argument("--dev", type=int, default=60)
+    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
+    options = parser.parse_args()
+    folders = {epochs: options.work / f"epochs-{epochs}" for epochs in (EPOCHS, *options.epochs)}
+    if not options.report:
+        if options.probe is None:
+            parser.error("--probe is needed to know which modules are the strongest")
+        base = load_base(options.base)
+        print(f"{options.base}, {base.note}; {machine()}", flush=True)
+        sizes = {split: getattr(options, split) for split in ("train", "dev", "test")}
+        experiments = {}
+        for epochs, folder in folders.items():
+            write_subset(options.data, folder, sizes)
+            experiments[epochs] = Experiment(base, folder, epochs, options.batch_size)
+        modules = ranked_modules(base, options.probe)
+        for arm, epochs in settings(modules, options.ranks, options.epochs, options.modules):
+            for rate in options.rates:
+                experiments[epochs].run(arm, rate, options.domain, seed=0, test=True)
+    report({epochs: read_runs(folder) for epochs, folder in folders.items()})
+
+
+if __name__ == "__main__":
+    main()
