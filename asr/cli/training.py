@@ -210,7 +210,7 @@ def make_view(console: Console, out: Path) -> Any:
                 said.setdefault(line, []).append(domain.name)
             if domain.config.training.learning_rate is None:
                 modules = counted(len(domain.placement.modules), "adapted module")
-                line = f"rate {domain.settings.learning_rate:g}: by placement ({modules})"
+                line = f"rate {domain.settings.learning_rate:g}: by placement ({modules}) and batch"
                 said.setdefault(line, []).append(domain.name)
         return [
             line if len(names) == len(domains) else f"{line}, {', '.join(names)}"

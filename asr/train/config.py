@@ -179,7 +179,7 @@ class TrainingConfig(BaseModel):
         default=None, description="Examples per step; null: by the number of steps it leaves."
     )
     learning_rate: Positive | None = Field(
-        default=None, description="Peak rate; null: by placement and rank."
+        default=None, description="Peak rate; null: by placement and batch size."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Course of the learning rate after the warm-up."

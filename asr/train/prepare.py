@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from asr.adapters import LoraSettings, Placement, check_variant
@@ -24,7 +25,7 @@ from asr.train.changes import PUBLISHED, DomainPlan
 from asr.train.check_data import DEFAULT_SCORER, TEXT_SCORER, CutData, read_domain
 from asr.train.config import DomainConfig, RouterConfig, TrainConfig
 from asr.train.placing import Placed, Rows, check_placement, place
-from asr.train.rules import choose_batch_size, choose_learning_rate
+from asr.train.rules import BY_RULE, choose_batch_size, choose_learning_rate
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class PreparedDomain:
         return self.placed.record(self.lora)
 
     def training_record(self) -> dict[str, Any]:
-        """The manifest's ``training``; without data, what a rule makes of it is left out."""
+        """The manifest's ``training``; without data, what rules make of it is left out."""
         if self.settings is not None:
             return {
                 **asdict(self.settings),
@@ -119,8 +120,9 @@ class PreparedDomain:
         record = asdict(_settings(self.config, self.placement, None, 1))
         record["init_from"] = self.config.adapter.init_from
         del record["views"]
-        if self.config.training.batch_size is None:
-            del record["batch_size"]
+        for key in BY_RULE:
+            if getattr(self.config.training, key) is None:
+                del record[key]
         return record
 
 
@@ -196,6 +198,8 @@ def prepare_domains(
         earlier: what is kept of data that the (one) domain was trained on before.
         read: what :func:`asr.train.check_data.check_data` has read; other domains are read here.
         recorded: entries of the ledger whose placements hold (:func:`asr.train.changes.holding`).
+            A published domain also keeps the settings that the config leaves to a rule: the rule
+            may have changed with the version of this program, or with the number of processes.
         on_main: see :func:`asr.train.placing.place`.
         say: see there.
         progress: see there.
@@ -247,7 +251,13 @@ def prepare_domains(
                 lora=loras[name],
                 settings=None
                 if there is None
-                else _settings(domain, placed.placement, there, processes),
+                else _settings(
+                    domain,
+                    placed.placement,
+                    there,
+                    processes,
+                    recorded[name].training if name in published and name in recorded else {},
+                ),
                 scorer=scorers[name],
                 max_new_tokens=domain.max_new_tokens or config.eval.max_new_tokens,
                 data=there,
@@ -354,15 +364,27 @@ def _distinct_views(
 
 
 def _settings(
-    domain: DomainConfig, placement: Placement, data: DomainData | None, processes: int
+    domain: DomainConfig,
+    placement: Placement,
+    data: DomainData | None,
+    processes: int,
+    kept: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainingSettings:
+    """Settle what the config leaves open; ``kept``: the training that a published adapter had."""
     chosen = domain.training
     views = ("templated",) if data is None else data.views
     rows = 0 if data is None else len(data.encoded.rows) // len(views)
+    batch_size = (
+        chosen.batch_size
+        or kept.get("batch_size")
+        or choose_batch_size(rows, chosen.epochs, processes)
+    )
     return TrainingSettings(
         epochs=chosen.epochs,
-        batch_size=chosen.batch_size or choose_batch_size(rows, chosen.epochs, processes),
-        learning_rate=chosen.learning_rate or choose_learning_rate(len(placement.modules)),
+        batch_size=batch_size,
+        learning_rate=chosen.learning_rate
+        or kept.get("learning_rate")
+        or choose_learning_rate(len(placement.modules), batch_size),
         schedule=chosen.schedule,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,

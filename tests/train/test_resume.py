@@ -196,13 +196,32 @@ def test_settings_are_compared_without_the_data_too(shop: Workshop) -> None:
     gone = {"red": {"train": str(shop.folder / "red.jsonl")}}
     message = refusal(shop, gone, training__learning_rate=0.5)
     assert message == (
-        f"cannot resume: domain 'red' is finished and learning_rate changed: 0.001 -> 0.5{ADVICE}"
+        f"cannot resume: domain 'red' is finished and learning_rate changed: 0.0069 -> 0.5{ADVICE}"
     )
     assert "batch_size changed: 4 -> 8" in refusal(shop, gone, training__batch_size=8)
     watcher = Recorder()
     # a rule's choice needs the data, and is not compared without it
     shop.train("m", gone, resume=True, watcher=watcher, training__batch_size=None)
     assert watcher.started == []
+
+
+def test_a_finished_domain_keeps_what_rules_of_another_version_chose(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_settings = {"training__batch_size": None, "training__learning_rate": None}
+    out = shop.train("m", ["red"], **open_settings)
+    before = Manifest.load(out.path).domains["red"]
+    monkeypatch.setattr("asr.train.prepare.choose_learning_rate", lambda modules, batch: 0.25)
+    monkeypatch.setattr("asr.train.prepare.choose_batch_size", lambda rows, epochs, processes: 8)
+    shop.train("m", ["red", "sum"], resume=True, **open_settings)
+    after = Manifest.load(out.path).domains
+    assert after["red"] == before
+    assert (after["sum"].training["batch_size"], after["sum"].training["learning_rate"]) == (
+        8,
+        0.25,
+    )
+    given = {**open_settings, "training__learning_rate": 0.25}
+    assert "learning_rate changed: 0.0" in refusal(shop, ["red", "sum"], **given)
 
 
 def test_a_finished_domain_needs_its_dev_file_no_more(shop: Workshop) -> None:

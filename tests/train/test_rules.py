@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from asr.train.rules import (
-    DEEP_RATE,
     LARGEST_BATCH,
     SINGLE_MODULE_RATE,
     SMALLEST_BATCH,
@@ -36,9 +35,13 @@ def test_a_batch_divides_over_the_processes_and_starves_nobody(processes: int) -
             assert size <= LARGEST_BATCH
 
 
-def test_one_module_wants_a_rate_of_its_own() -> None:
+def test_the_rate_falls_with_modules_and_grows_with_the_batch() -> None:
     assert choose_learning_rate(1) == SINGLE_MODULE_RATE
-    assert choose_learning_rate(2) == choose_learning_rate(200) == DEEP_RATE
+    assert choose_learning_rate(140) == 1e-3  # deep on smollm2-135m
+    assert choose_learning_rate(140, 8) == 2e-3
+    rates = [choose_learning_rate(modules) for modules in range(1, 600)]
+    assert rates == sorted(rates, reverse=True)
+    assert all(f"{rate:.2g}" == f"{rate:g}" for rate in rates)
 
 
 @pytest.mark.parametrize(("steps", "apart"), [(1, 10), (200, 10), (201, 11), (1000, 50)])
