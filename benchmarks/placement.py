@@ -1,7 +1,7 @@
 """Where should the adapter sit? Placements trained alike, scored alike, each at its own best rate.
 
     python -m benchmarks.placement DATA WORK [--probe WORK/probe/probe.json] [--seeds 1]
-    python -m benchmarks.placement DATA WORK --report
+    python -m benchmarks.placement DATA WORK --report [--against deep]
 
 Four real domains (DATA/<domain>/{train,test}.jsonl), 240 training, 60 dev and 60 test examples of
 each, the first of a seeded shuffle. Every placement is trained on every domain with the same rows,
@@ -13,7 +13,8 @@ table.
 
 Everything lies in WORK: ``runs.jsonl`` has one line per finished training, and the same command
 goes on where it was stopped. ``--report`` prints the table of what is there: test scores with 95%
-intervals, and paired differences from ``deep`` over the same prompts (bootstrap).
+intervals, and paired differences from ``deep``, or from another placement, over the same prompts
+(bootstrap).
 
 PAGE's and PLoP's choices come from ``probe.json`` (``asr probe`` on the training rows); placements
 that need it are left out without it.
@@ -115,14 +116,14 @@ def best_rate(experiment: Experiment, arm: Arm, seed: int) -> float:
             return arm.rate * STEP**best
 
 
-def report(runs: Sequence[Record]) -> None:
-    """Print test scores and paired differences from ``deep``; only rates that were chosen."""
+def report(runs: Sequence[Record], against: str = "deep") -> None:
+    """Print test scores and paired differences from one placement; only rates that were chosen."""
     chosen = [run for run in runs if "test" in run]
     seeds = sorted({run["seed"] for run in chosen})
     names = list(dict.fromkeys(run["arm"] for run in chosen))
     cells = {(r["arm"], r["domain"], r["seed"]): r for r in chosen}
     print(f"seeds {seeds}; test exact match, 95% intervals over prompts\n")
-    print("| placement | rate | " + " | ".join(DOMAINS) + " | mean | minus deep | tokens/s |")
+    print("| placement | rate | " + " | ".join(DOMAINS) + f" | mean | minus {against} | tokens/s |")
     print("|---" * (len(DOMAINS) + 5) + "|")
     for name in names:
         own = [run for run in chosen if run["arm"] == name]
@@ -131,14 +132,14 @@ def report(runs: Sequence[Record]) -> None:
             values = [v for s in seeds for v in cells.get((name, domain, s), {}).get("test", [])]
             row.append(interval_text(values) if values else "")
         both = [
-            (cells[name, d, s]["test"], cells["deep", d, s]["test"])
+            (cells[name, d, s]["test"], cells[against, d, s]["test"])
             for d in DOMAINS
             for s in seeds
-            if (name, d, s) in cells and ("deep", d, s) in cells
+            if (name, d, s) in cells and (against, d, s) in cells
         ]
         ours = np.array([v for pair in both for v in pair[0]])
         gain = ours - np.array([v for pair in both for v in pair[1]])
-        difference = "" if name == "deep" or not both else interval_text(gain, signed=True)
+        difference = "" if name == against or not both else interval_text(gain, signed=True)
         speed = np.median([run["tokens_per_second"] for run in own])
         mean = f"{ours.mean():.3f}" if both else ""
         print(
@@ -163,9 +164,10 @@ def main() -> None:
     parser.add_argument("--dev", type=int, default=60)
     parser.add_argument("--test", type=int, default=60)
     parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
+    parser.add_argument("--against", default="deep", help="differences from this placement")
     options = parser.parse_args()
     if options.report:
-        report(read_runs(options.work))
+        report(read_runs(options.work), options.against)
         return
     base = load_base(options.base)
     print(f"{options.base}, {base.note}; {machine()}", flush=True)

@@ -80,7 +80,7 @@ def test_views_that_show_the_same_are_one(shop: Workshop, base: LoadedBase) -> N
 def test_rules_fill_what_is_open_and_only_that(shop: Workshop, base: LoadedBase) -> None:
     settings = prepared(shop, base, training__batch_size=None).settings
     assert settings is not None
-    assert (settings.batch_size, settings.learning_rate) == (2, 4.9e-3)
+    assert (settings.batch_size, settings.learning_rate) == (2, 5.3e-3)
     one = {"modules": ["model.layers.3.mlp.down_proj"]}
     domain = prepared(shop, base, adapter__placement=one)
     assert domain.settings is not None

@@ -196,7 +196,7 @@ def test_settings_are_compared_without_the_data_too(shop: Workshop) -> None:
     gone = {"red": {"train": str(shop.folder / "red.jsonl")}}
     message = refusal(shop, gone, training__learning_rate=0.5)
     assert message == (
-        f"cannot resume: domain 'red' is finished and learning_rate changed: 0.0069 -> 0.5{ADVICE}"
+        f"cannot resume: domain 'red' is finished and learning_rate changed: 0.0076 -> 0.5{ADVICE}"
     )
     assert "batch_size changed: 4 -> 8" in refusal(shop, gone, training__batch_size=8)
     watcher = Recorder()
