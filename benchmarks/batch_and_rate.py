@@ -1,7 +1,7 @@
 """Batch size, learning rate and start of LoRA adapters, and one joint LoRA beside them.
 
-    python -m benchmarks.batch_and_rate DATA WORK [--batches 2 8] [--rates 1e-3 3e-3] [--seeds 1]
-    python -m benchmarks.batch_and_rate DATA WORK --report
+    python -m benchmarks.batch_and_rate WORK --data DATA [--batches 2 8] [--rates 1e-3 3e-3]
+    python -m benchmarks.batch_and_rate WORK --report
 
 On the four domains of benchmarks.four_domains, adapters of rank 8 on every module behind the router
 layer (`deep`), the same rows and epochs, so the same tokens, for all of:
@@ -19,9 +19,7 @@ command goes on where it was stopped. ``--report`` prints what is there.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +29,9 @@ from benchmarks.four_domains import (
     Arm,
     Experiment,
     Record,
+    experiment_parser,
     interval_text,
+    parse_options,
     read_runs,
     write_subset,
 )
@@ -57,10 +57,12 @@ def train(experiment: Experiment, kind: str, rate: float, seed: int, test: bool)
         experiment.run_joint(arm, rate, seed, test)
 
 
-def records(runs: Runs, kind: str, rate: float, seed: int) -> list[Record] | None:
-    """The records of the four domains, or None where one lacks."""
-    found = [runs.get(KINDS[kind].key(rate, domain, seed)) for domain in DOMAINS]
-    return None if None in found else [record for record in found if record is not None]
+def records(
+    runs: Runs, kind: str, rate: float, seed: int, split: str = "dev"
+) -> list[Record] | None:
+    """The records of the four domains, or None where one lacks, or its scores do."""
+    found = [runs.get(KINDS[kind].key(rate, domain, seed), {}) for domain in DOMAINS]
+    return found if all(split in record for record in found) else None
 
 
 def dev_mean(found: Sequence[Record]) -> float:
@@ -75,65 +77,57 @@ def best_rate(runs: Runs, kind: str, rates: Sequence[float], seed: int) -> float
 
 
 def report(folders: Mapping[int, Runs], rates: Sequence[float], seeds: Sequence[int]) -> None:
-    """Print dev means of all combinations, then test scores of the chosen rates."""
-    print(f"mean dev score of {', '.join(DOMAINS)}\n")
-    print("| what | batch | seed | " + " | ".join(f"{rate:.2g}" for rate in rates) + " |")
-    print("|---" * (3 + len(rates)) + "|")
-    for kind in KINDS:
-        for batch, runs in folders.items():
-            for seed in seeds:
-                cells = [records(runs, kind, rate, seed) for rate in rates]
-                if any(cells):
-                    row = " | ".join(f"{dev_mean(cell):.3f}" if cell else "" for cell in cells)
-                    print(f"| {kind} | {batch} | {seed} | {row} |")
-    print("\ntest score at the rate that dev chose, 95% intervals over prompts, all seeds\n")
-    print("| what | batch | rate | seeds | " + " | ".join(DOMAINS) + " | mean | minus private |")
-    print("|---" * (6 + len(DOMAINS)) + "|")
-    for batch, runs in folders.items():
-        reference = best_rate(runs, "private", rates, 0)
+    """Print dev scores of every combination, and test scores at the rates that dev chose.
+
+    Differences are paired over prompts, from private adapters of the first batch size at the rate
+    that dev chose.
+    """
+    first = next(iter(folders))
+    chosen = best_rate(folders[first], "private", rates, 0)
+    if chosen is None:
+        raise SystemExit("no private adapters yet, from which the others could differ")
+    print(f"minus: from private, batch {first}, rate {chosen:.2g}; 95% intervals over prompts\n")
+    for split in ("dev", "test"):
+        print(f"| {split} | batch | rate | seeds | " + " | ".join(DOMAINS) + " | mean | minus |")
+        print("|---" * (6 + len(DOMAINS)) + "|")
         for kind in KINDS:
-            rate = best_rate(runs, kind, rates, 0)
-            if rate is not None and reference is not None:
-                _test_row(runs, kind, batch, rate, reference, seeds)
+            for batch, runs in folders.items():
+                best = best_rate(runs, kind, rates, 0)
+                for rate in rates if split == "dev" else [rate for rate in rates if rate == best]:
+                    pairs = [
+                        (ours, reference)
+                        for seed in seeds
+                        if (ours := records(runs, kind, rate, seed, split))
+                        and (reference := records(folders[first], "private", chosen, seed, split))
+                    ]
+                    if pairs:
+                        itself = (kind, batch, rate) == ("private", first, chosen)
+                        print(f"| {kind} | {batch} | {rate:.2g} {_row(pairs, split, itself)}")
+        print()
 
 
-def _test_row(
-    runs: Runs, kind: str, batch: int, rate: float, reference: float, seeds: Sequence[int]
-) -> None:
+def _row(pairs: Sequence[tuple[list[Record], list[Record]]], split: str, itself: bool) -> str:
     by_domain: dict[str, list[float]] = {domain: [] for domain in DOMAINS}
     gains: list[float] = []
-    done = []
-    for seed in seeds:
-        ours, private = records(runs, kind, rate, seed), records(runs, "private", reference, seed)
-        if not ours or not private or not all("test" in r for r in (*ours, *private)):
-            continue
-        done.append(seed)
-        for one, other in zip(ours, private, strict=True):
-            by_domain[one["domain"]] += one["test"]
-            gains += [a - b for a, b in zip(one["test"], other["test"], strict=True)]
-    if done:
-        cells = " | ".join(interval_text(values) for values in by_domain.values())
-        mean = np.mean([np.mean(values) for values in by_domain.values()])
-        gain = "" if kind == "private" else interval_text(gains, signed=True)
-        print(f"| {kind} | {batch} | {rate:.2g} | {len(done)} | {cells} | {mean:.3f} | {gain} |")
+    for ours, reference in pairs:
+        for one, other in zip(ours, reference, strict=True):
+            by_domain[one["domain"]] += one[split]
+            gains += [a - b for a, b in zip(one[split], other[split], strict=True)]
+    cells = " | ".join(interval_text(values) for values in by_domain.values())
+    mean = np.mean([np.mean(values) for values in by_domain.values()])
+    gain = "" if itself else interval_text(gains, signed=True)
+    return f"| {len(pairs)} | {cells} | {mean:.3f} | {gain} |"
 
 
 def main() -> None:
     """Train, score, report."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("data", type=Path, help="folder of <domain>/{train,test}.jsonl")
-    parser.add_argument("work", type=Path, help="everything is kept here")
-    parser.add_argument("--base", default="smollm2-135m")
+    parser = experiment_parser(str(__doc__))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--batches", nargs="+", type=int, default=[2, 8])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--train", type=int, default=240)
-    parser.add_argument("--dev", type=int, default=60)
-    parser.add_argument("--test", type=int, default=60)
-    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
-    options = parser.parse_args()
+    options = parse_options(parser)
     folders = {batch: options.work / f"batch-{batch}" for batch in options.batches}
     seeds = range(options.seeds)
     if not options.report:

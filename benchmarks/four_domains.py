@@ -11,12 +11,16 @@ WORK/
                                 key replaces it
 ```
 
+What was measured for the docs lies in benchmarks/results, a WORK each: ``--report`` reads it, and a
+copy of it can be gone on from.
+
 Scores are 0 or 1 per prompt, with the adapter forced, so that they show the adapter and not the
 router. Records keep them all: comparisons are paired over prompts.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
@@ -67,6 +71,27 @@ class Arm:
     def key(self, rate: float, domain: str, seed: int) -> str:
         """The key of a record."""
         return f"{self.name} {rate:.3g} {domain} seed {seed}"
+
+
+def experiment_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every comparison has."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("work", type=Path, help="everything is kept here")
+    parser.add_argument("--data", type=Path, help="folder of <domain>/{train,test}.jsonl")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--train", type=int, default=240, help="rows of each domain (240)")
+    parser.add_argument("--dev", type=int, default=60)
+    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
+    return parser
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; training needs data."""
+    options = parser.parse_args()
+    if not options.report and options.data is None:
+        parser.error("--data is needed, the folder of <domain>/{train,test}.jsonl")
+    return options
 
 
 def write_subset(data: Path, work: Path, sizes: Mapping[str, int]) -> None:

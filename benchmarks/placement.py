@@ -1,7 +1,7 @@
 """Where should the adapter sit? Placements trained alike, scored alike, each at its own best rate.
 
-    python -m benchmarks.placement DATA WORK [--probe WORK/probe/probe.json] [--seeds 1]
-    python -m benchmarks.placement DATA WORK --report [--against deep]
+    python -m benchmarks.placement WORK --data DATA [--probe probe/probe.json] [--seeds 1]
+    python -m benchmarks.placement WORK --report [--against deep]
 
 Four real domains (DATA/<domain>/{train,test}.jsonl), 240 training, 60 dev and 60 test examples of
 each, the first of a seeded shuffle. Every placement is trained on every domain with the same rows,
@@ -22,7 +22,6 @@ that need it are left out without it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,9 @@ from benchmarks.four_domains import (
     Arm,
     Experiment,
     Record,
+    experiment_parser,
     interval_text,
+    parse_options,
     read_runs,
     write_subset,
 )
@@ -150,22 +151,15 @@ def report(runs: Sequence[Record], against: str = "deep") -> None:
 
 def main() -> None:
     """Search rates, train, score, report."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("data", type=Path, help="folder of <domain>/{train,test}.jsonl")
-    parser.add_argument("work", type=Path, help="everything is kept here")
-    parser.add_argument("--base", default="smollm2-135m")
+    parser = experiment_parser(str(__doc__))
     parser.add_argument("--probe", type=Path, help="probe.json of asr probe on the same domains")
     parser.add_argument("--rank", type=int, default=16, help="of the single modules")
     parser.add_argument("--arms", nargs="+", help="only these placements")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--train", type=int, default=240)
-    parser.add_argument("--dev", type=int, default=60)
-    parser.add_argument("--test", type=int, default=60)
-    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--against", default="deep", help="differences from this placement")
-    options = parser.parse_args()
+    options = parse_options(parser)
     if options.report:
         report(read_runs(options.work), options.against)
         return

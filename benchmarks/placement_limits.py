@@ -1,7 +1,7 @@
 """What does one module lack: rank, steps, or other modules?
 
-    python -m benchmarks.placement_limits DATA WORK --probe probe.json [--domain banking77]
-    python -m benchmarks.placement_limits DATA WORK --report
+    python -m benchmarks.placement_limits WORK --data DATA --probe probe/probe.json
+    python -m benchmarks.placement_limits WORK --report
 
 From the single dominant module at rank 16 and 2 epochs, one thing is raised at a time: its rank, up
 to its width; the epochs, and with them the steps; the number of modules, the strongest of the probe
@@ -12,7 +12,6 @@ chose. ``alpha`` is twice the rank throughout. WORK keeps what is done; the same
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ from benchmarks.four_domains import (
     Arm,
     Experiment,
     Record,
+    experiment_parser,
     interval_text,
+    parse_options,
     read_runs,
     write_subset,
 )
@@ -78,10 +79,7 @@ def report(runs: dict[int, list[Record]]) -> None:
 
 def main() -> None:
     """Train, score, report."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("data", type=Path, help="folder of <domain>/{train,test}.jsonl")
-    parser.add_argument("work", type=Path, help="everything is kept here")
-    parser.add_argument("--base", default="smollm2-135m")
+    parser = experiment_parser(str(__doc__))
     parser.add_argument("--probe", type=Path, help="probe.json of asr probe on the same domains")
     parser.add_argument("--domain", choices=DOMAINS, default="banking77")
     parser.add_argument("--ranks", nargs="*", type=int, default=[125, 576])
@@ -89,11 +87,7 @@ def main() -> None:
     parser.add_argument("--modules", nargs="*", type=int, default=[4, 16])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-2, 3e-2])
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--train", type=int, default=240)
-    parser.add_argument("--dev", type=int, default=60)
-    parser.add_argument("--test", type=int, default=60)
-    parser.add_argument("--report", action="store_true", help="print what is there, train nothing")
-    options = parser.parse_args()
+    options = parse_options(parser)
     folders = {epochs: options.work / f"epochs-{epochs}" for epochs in (EPOCHS, *options.epochs)}
     if not options.report:
         if options.probe is None:
