@@ -7,7 +7,8 @@ From the single dominant module at rank 16 and 2 epochs, one thing is raised at 
 to its width; the epochs, and with them the steps; the number of modules, the strongest of the probe
 from the router layer up, rank 16 each. Every setting is trained with each of ``--rates`` on one
 domain of benchmarks.four_domains, and scored on dev and test; the table shows the rate that dev
-chose. ``alpha`` is twice the rank throughout. WORK keeps what is done; the same command goes on.
+chose. `deep` stands beside it, at the same epochs. ``alpha`` is twice the rank throughout. WORK
+keeps what is done; the same command goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from benchmarks.interleaved import machine
 
 EPOCHS = 2
 RANK = 16
+DEEP = Arm("deep", {"rank": 8}, 3e-3)
+"""Beside it at the same epochs, at its best rate of benchmarks.placement."""
 
 
 def ranked_modules(base: LoadedBase, probe: Path) -> list[str]:
@@ -49,7 +52,10 @@ def ranked_modules(base: LoadedBase, probe: Path) -> list[str]:
 def settings(
     modules: list[str], ranks: list[int], epochs: list[int], counts: list[int]
 ) -> list[tuple[Arm, int]]:
-    """Return every setting with its epochs; the first is the one that the others start from."""
+    """Return every setting with its epochs; the first is the one that the others start from.
+
+    An arm with a rate of its own (`deep`) is trained with that one alone.
+    """
 
     def arm(count: int, rank: int) -> Arm:
         adapter: dict[str, Any] = {"placement": {"modules": modules[:count]}}
@@ -61,6 +67,7 @@ def settings(
         *((arm(1, rank), EPOCHS) for rank in ranks),
         *((arm(1, RANK), more) for more in epochs),
         *((arm(count, RANK), EPOCHS) for count in counts),
+        *((DEEP, passes) for passes in (EPOCHS, *epochs)),
     ]
 
 
@@ -101,7 +108,7 @@ def main() -> None:
             experiments[epochs] = Experiment(base, folder, epochs, options.batch_size)
         modules = ranked_modules(base, options.probe)
         for arm, epochs in settings(modules, options.ranks, options.epochs, options.modules):
-            for rate in options.rates:
+            for rate in [arm.rate] if arm.rate else options.rates:
                 experiments[epochs].run(arm, rate, options.domain, seed=0, test=True)
     report({epochs: read_runs(folder) for epochs, folder in folders.items()})
 
