@@ -104,7 +104,7 @@ def add(
 
 
 def extended_config(
-    manifest: Manifest, name: str, data: str, overrides: list[str], resume: bool = False
+    manifest: Manifest, name: str, data: Path | str, overrides: list[str], resume: bool = False
 ) -> TrainConfig:
     """Return the config of the model's last run with one more domain at the end.
 
@@ -141,7 +141,7 @@ def extended_config(
         raise DirectoryError(
             f"domain '{name}' is in this model already, unfinished; add --resume to go on with it"
         )
-    domains[name] = {"train": locate_data(data, Path.cwd())}
+    domains[name] = {"train": locate_data(str(data), Path.cwd())}
     own = [_of_domain(name, override) for override in overrides]
     set_by_hand = {tuple(o.partition("=")[0].strip().split(".")) for o in own}
     return build_config(
