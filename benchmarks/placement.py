@@ -22,7 +22,6 @@ that need it are left out without it.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from asr.adapters import linear_modules
+from asr.adapters.probe.result import ProbeResult
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase, load_base
 from benchmarks.four_domains import (
@@ -72,22 +72,22 @@ def arms(base: LoadedBase, probe: Path | None, rank: int) -> list[Arm]:
         Arm("deep r1", {"rank": 1, "alpha": 2}, 9e-3),
     ]
     if probe is not None:
-        scores = json.loads(probe.read_text(encoding="utf-8"))["modules"]
-        ranked = [s for s in scores if s["layer"] >= layer]  # by energy
+        result = ProbeResult.load(probe)
+        ranked = result.ranking(layer)
         best, second = ranked[0], ranked[1]
-        equal = round(_deep_parameters(candidates) / (best["in_features"] + best["out_features"]))
+        equal = round(_deep_parameters(candidates) / best.parameters(1))
         stranger = random.Random(0).choice(ranked[2:])
         kinds: dict[str, list[float]] = {}
-        for score in scores:
-            kinds.setdefault(score["kind"], []).append(score["alignment"])
+        for score in result.modules:
+            kinds.setdefault(score.kind, []).append(score.alignment)
         lowest = sorted(kinds, key=lambda kind: float(np.mean(kinds[kind])))[:PLOP_TYPES]
         plop = [m.name for m in candidates if m.kind in lowest]
         chosen[1:1] = [
-            Arm("dominant", one(best["name"]), 3e-2),
-            Arm("runner-up", one(second["name"]), 3e-2),
-            Arm("random module", one(stranger["name"]), 3e-2),
+            Arm("dominant", one(best.name), 3e-2),
+            Arm("runner-up", one(second.name), 3e-2),
+            Arm("random module", one(stranger.name), 3e-2),
             Arm("PLoP", {"placement": {"modules": plop}, "rank": 8}, 3e-3),
-            Arm(f"dominant r{equal}", one(best["name"], equal), 1e-2),
+            Arm(f"dominant r{equal}", one(best.name, equal), 1e-2),
         ]
     return chosen
 

@@ -13,15 +13,14 @@ keeps what is done; the same command goes on.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asr.adapters import linear_modules
+from asr.adapters.probe.result import ProbeResult
 from asr.base.layers import default_router_layer
-from asr.base.load import LoadedBase, load_base
+from asr.base.load import load_base
 from benchmarks.four_domains import (
     DOMAINS,
     Arm,
@@ -39,14 +38,6 @@ EPOCHS = 2
 RANK = 16
 DEEP = Arm("deep", {"rank": 8}, 3e-3)
 """Beside it at the same epochs, at its best rate of benchmarks.placement."""
-
-
-def ranked_modules(base: LoadedBase, probe: Path) -> list[str]:
-    """Names of the modules from the router layer up, the largest energy first."""
-    layer = default_router_layer(base.n_layers)
-    there = {module.name for module in linear_modules(base.model) if module.layer >= layer}
-    scores = json.loads(probe.read_text(encoding="utf-8"))["modules"]  # by energy
-    return [score["name"] for score in scores if score["name"] in there]
 
 
 def settings(
@@ -106,7 +97,8 @@ def main() -> None:
         for epochs, folder in folders.items():
             write_subset(options.data, folder, sizes)
             experiments[epochs] = Experiment(base, folder, epochs, options.batch_size)
-        modules = ranked_modules(base, options.probe)
+        layer = default_router_layer(base.n_layers)
+        modules = [score.name for score in ProbeResult.load(options.probe).ranking(layer)]
         for arm, epochs in settings(modules, options.ranks, options.epochs, options.modules):
             for rate in [arm.rate] if arm.rate else options.rates:
                 experiments[epochs].run(arm, rate, options.domain, seed=0, test=True)

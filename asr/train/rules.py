@@ -43,7 +43,7 @@ def choose_learning_rate(modules: int, batch_size: int = SMALLEST_BATCH) -> floa
     It grows with the square root of the batch, as it should under Adam (Malladi et al. 2022,
     arXiv 2205.10287): a small domain at batch 8 starves at the rate of batch 2 and does not at
     three times that. Found at rank 8 to 16 with ``alpha`` twice the rank, on one base; what was
-    measured stands in docs/training.md.
+    measured stands in docs/choices.md.
 
     Args:
         modules: adapted modules, at least 1.
