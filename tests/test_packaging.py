@@ -45,11 +45,13 @@ def test_the_only_top_level_package_is_asr(wheel: Path) -> None:
     assert top - info == {"asr"}
 
 
-def test_every_package_of_the_tree_is_in_the_wheel(wheel: Path) -> None:
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.endswith(".py")}
-    assert packed == {path.relative_to(ROOT).as_posix() for path in (ROOT / "asr").rglob("*.py")}
-    assert "asr/router/__init__.py" in packed
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = (path for path in (ROOT / "asr").rglob("*") if path.is_file())
+    tree = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    assert packed == tree
+    assert {"asr/router/__init__.py", "asr/py.typed"} <= packed
 
 
 def test_the_wheel_carries_the_name_the_license_and_the_command(wheel: Path) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from asr.cli.main import app
 from tests.tiny_models import save_tiny_base
 
 ROOT = Path(__file__).parents[1]
@@ -107,9 +109,25 @@ def test_links_lead_somewhere(page: str) -> None:
             assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_the_benchmarks_that_readme_names_are_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    modules = set(re.findall(r"python -m (benchmarks\.\w+)", text))
-    assert modules
-    for module in modules:
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in DOCS)])
+def test_the_benchmarks_that_pages_name_are_there_with_these_options(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    found = re.findall(r"python -m (benchmarks\.\w+)([^`|]*)", text)
+    assert found or page != "README.md"
+    shared = (ROOT / "benchmarks" / "four_domains.py").read_text(encoding="utf-8")
+    for module, rest in found:
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert f'"{option}"' in source + shared, f"{module} {option}"
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in DOCS)])
+def test_the_commands_that_pages_name_are_there_with_these_options(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    known = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+    }
+    for name, rest in re.findall(r"(?:^|`| )asr ([a-z]+)([^\n`|]*)", text, re.MULTILINE):
+        for option in re.findall(r"(?<!\w)--[a-z-]+", rest.partition("#")[0]):
+            assert option in known[name] | {"--debug"}, f"asr {name} {option}"

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -89,8 +90,27 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A random float32 model in evaluation mode; weights depend on ``seed`` only."""
+    return _random(ARCHITECTURES[architecture](), seed)
+
+
+def hybrid_model(seed: int = 0) -> PreTrainedModel:
+    """A random model whose layers keep recurrent states beside keys and values."""
+    config = FalconH1Config(
+        **_COMMON,
+        head_dim=8,
+        mamba_d_ssm=64,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_n_groups=1,
+        mamba_d_state=4,
+        mamba_chunk_size=8,
+    )
+    return _random(config, seed)
+
+
+def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]())
+    model = AutoModelForCausalLM.from_config(config)
     # Default initialisation is so flat that wrong masks and wrong layers would go unnoticed.
     with torch.no_grad():
         for name, parameter in model.named_parameters():

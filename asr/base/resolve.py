@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from asr.base.builtin import BUILTIN_BASES, HubError, hub_snapshot, prepare_builtin
+from asr.base.builtin import BUILTIN_BASES, prepare_builtin
 from asr.base.checkpoint import (
     Progress,
     build_cached,
@@ -23,6 +23,7 @@ from asr.base.checkpoint import (
     file_sha256,
     silent,
 )
+from asr.base.hub import HubError, hub_snapshot
 from asr.errors import BaseModelError, did_you_mean
 
 Source = Literal["folder", "hub", "gguf", "builtin"]
@@ -49,27 +50,44 @@ class ResolvedBase:
     revision: str | None
 
 
-def is_hub_id(name: str) -> bool:
-    """Return whether a name is understood as a hub id: it has the form, and nothing is there."""
-    path = Path(name).expanduser()
-    there = path.exists() or path.parent.is_dir()
-    return not there and path.suffix != ".gguf" and _HUB_ID.fullmatch(name) is not None
-
-
-def resolve_base(name: str, progress: Progress = silent) -> ResolvedBase:
+def resolve_base(
+    name: str,
+    progress: Progress = silent,
+    *,
+    revision: str | None = None,
+    weights: bool = True,
+    code: bool = False,
+) -> ResolvedBase:
     """Find the checkpoint folder of a base, downloading or converting it where needed.
 
     Args:
         name: a folder, a ``.gguf`` file, a built-in name or a hub id.
         progress: takes one line at a time about what takes long.
+        revision: what :attr:`ResolvedBase.revision` was for the same name earlier: a hub id gives
+            that commit, a built-in that origin, whatever is current now. None: the current one.
+        weights: False where config and tokenizer are enough: of a hub id no more is downloaded.
+        code: take the Python files of a hub id too, for ``trust_remote_code``.
 
     Raises:
         BaseModelError: an empty or unknown name; a path that does not exist; a file that is no
             ``.gguf``; a folder without safetensors (pickled weights are refused), or that is a LoRA
             adapter or a routed model; a GGUF that cannot be converted; a hub that does not answer
-            or does not have it; a built-in that cannot be fetched.
+            or does not have it; a built-in that cannot be fetched; files that may not be read.
         StorageError: the cache cannot be written.
     """
+    try:
+        return _resolve(name, progress, revision, weights, code)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and error.filename != name else ""
+        raise BaseModelError(
+            f"base '{name}' cannot be read: {error.strerror or error}{where}; mend that, or pass "
+            "another base"
+        ) from error
+
+
+def _resolve(
+    name: str, progress: Progress, revision: str | None, weights: bool, code: bool
+) -> ResolvedBase:
     if not name.strip():
         raise BaseModelError(f"no base named; built-in: {_builtins()}, or a folder, file or hub id")
     path = Path(name).expanduser()
@@ -84,17 +102,18 @@ def resolve_base(name: str, progress: Progress = silent) -> ResolvedBase:
             )
         return _resolve_gguf(name, path.resolve(), progress)
     if name in BUILTIN_BASES:
-        prepared = prepare_builtin(name, progress)
+        prepared = prepare_builtin(name, progress, revision)
         return ResolvedBase(name, prepared.path, "builtin", prepared.revision)
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         try:
-            snapshot = hub_snapshot(name, progress)
+            snapshot = hub_snapshot(name, progress, revision=revision, weights=weights, code=code)
         except HubError as error:
             if not path.parent.is_dir():
                 raise
             # It may as well have been meant as a path: "models/lama" is both.
             raise BaseModelError(f"{_not_found(name, path)} ({error.reason})") from error
-        check_checkpoint(snapshot.path)
+        if weights:
+            check_checkpoint(snapshot.path)
         return ResolvedBase(name, snapshot.path, "hub", snapshot.revision)
     raise BaseModelError(_not_found(name, path))
 
@@ -117,6 +136,9 @@ def _builtins() -> str:
 
 def _not_found(name: str, path: Path) -> str:
     """One line for a name that is nothing we know: what it looks like decides the hint."""
+    if "://" in name:
+        hub_id = "/".join(name.split("://")[1].split("/")[1:3])
+        return f"base '{name}' is an address; pass the hub id, {hub_id or 'ORGANISATION/NAME'}"
     if "/" not in name and "\\" not in name and path.suffix != ".gguf":
         return (
             f"unknown base '{name}'{did_you_mean(name, BUILTIN_BASES)}; built-in: {_builtins()}; "

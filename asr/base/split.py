@@ -15,8 +15,8 @@ Notation used for tensor shapes:
     - v: vocabulary size
 
 What this module does not know: routing, adapters, text. What was left out on purpose: encoder-
-decoder models, and models whose layers carry recurrent states instead of keys and values; they
-raise :class:`~asr.errors.SplitUnsupportedError`, and two passes serve them.
+decoder models, and models whose layers carry recurrent states; they raise
+:class:`~asr.errors.SplitUnsupportedError`, and two passes serve them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from asr.base.forward_check import FORWARD_ERRORS, check_batch, require_token_states
 from asr.base.layers import decoder_layers
 from asr.errors import BaseModelError, SplitUnsupportedError
 
-_CHECK_LENGTH = 6
+_TWO_PASSES = "set router.two_pass=true to route in a pass of its own"
 
 
 class SplitCache(DynamicCache):
@@ -156,6 +157,14 @@ def accepts_logits_to_keep(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
+def keeps_recurrent_states(cache: Any) -> bool:
+    """Whether a layer of the cache keeps more than keys and values: states without rows to select.
+
+    Layers that have both count; transformers selects the rows of their keys and values only.
+    """
+    return any(hasattr(layer, "update_recurrent_state") for layer in getattr(cache, "layers", []))
+
+
 class SplitForward:
     """The forward pass of a causal LM, cut at the input of decoder layer ``layer``.
 
@@ -170,7 +179,8 @@ class SplitForward:
         SplitUnsupportedError: if ``layer`` is outside the model, if the architecture keeps other
             states than keys and values, if its forward cannot run on a view, or if the check finds
             a difference.
-        BaseModelError: the base answers with NaN.
+        BaseModelError: the base answers with NaN, or its layers hand on something else than one
+            vector per token.
     """
 
     def __init__(self, model: nn.Module, layer: int, check: bool = True) -> None:
@@ -279,8 +289,12 @@ class SplitForward:
             raise self._unsupported(
                 f"{len(cache.layers)} cache layers serve {len(self._layers)} decoder layers"
             )
-        if any(getattr(cache, "is_linear", [])):
-            raise self._unsupported("some layers keep recurrent states instead of keys and values")
+        if keeps_recurrent_states(cache):
+            only = all(cache.is_linear)
+            raise self._unsupported(
+                "its layers keep recurrent states" + (", and no keys and values" if only else ""),
+                "use a base with attention layers" if only else _TWO_PASSES,
+            )
 
     def _build_views(self, returns_tuple: bool) -> None:
         layers = list(self._layers)
@@ -320,13 +334,7 @@ class SplitForward:
 
     def _check(self) -> None:
         """Compare the split forward with the plain one, bit for bit, on random tokens."""
-        model: Any = self.model
-        embedding = model.get_input_embeddings()
-        device = embedding.weight.device
-        ids = torch.arange(2 * _CHECK_LENGTH, device=device).reshape(2, -1) * 7 + 3
-        ids = ids % embedding.weight.shape[0]
-        mask = torch.ones_like(ids)
-        mask[0, :2] = 0
+        ids, mask = check_batch(self.model)
         was_training = self.model.training
         self.model.eval()
         returned: list[Any] = []
@@ -345,8 +353,10 @@ class SplitForward:
             handle.remove()
             if returned and isinstance(returned[0], tuple):
                 self._build_views(returns_tuple=True)
-            split = self.suffix(self.prefix(ids, mask), logits_to_keep=0)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            state = self.prefix(ids, mask)
+            require_token_states(self.model, state.hidden, ids)
+            split = self.suffix(state, logits_to_keep=0)
+        except FORWARD_ERRORS as error:
             first_line = str(error).partition("\n")[0]
             raise self._unsupported(f"{type(error).__name__}: {first_line}") from error
         finally:
@@ -363,10 +373,9 @@ class SplitForward:
         if split.shape != plain.shape or not torch.equal(split[real], plain[real]):
             raise self._unsupported("the split forward differs from the plain one")
 
-    def _unsupported(self, reason: str) -> SplitUnsupportedError:
+    def _unsupported(self, reason: str, instead: str = _TWO_PASSES) -> SplitUnsupportedError:
         return SplitUnsupportedError(
-            f"{self.architecture} cannot be split at layer {self.layer}: {reason}; "
-            "set router.two_pass=true to route in a pass of its own"
+            f"{self.architecture} cannot be split at layer {self.layer}: {reason}; {instead}"
         )
 
 

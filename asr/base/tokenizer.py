@@ -14,7 +14,7 @@ from typing import Any
 from asr.base.builtin import BUILTIN_BASES
 from asr.base.chat_template import ChatTemplate
 from asr.base.checkpoint import cached
-from asr.base.resolve import is_hub_id, resolve_base
+from asr.base.resolve import resolve_base
 from asr.errors import BaseModelError, first_line
 
 Say = Callable[[str], None]
@@ -47,11 +47,12 @@ def load_base_tokenizer(
     """
     from transformers import AutoConfig
 
-    where: Path | str = name if is_hub_id(name) else resolve_base(name, say).path
+    where = resolve_base(name, say, weights=False, code=trust_remote_code).path
     tokenizer = load_tokenizer(name, where, trust_remote_code)
     try:
         config: Any = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        raise_untrusted(name, error)
         raise BaseModelError(
             f"base '{name}' has no config that transformers can read ({first_line(error)})"
         ) from error
@@ -68,12 +69,12 @@ def builtin_at_hand() -> str | None:
     return None
 
 
-def load_tokenizer(name: str, where: Path | str, trust_remote_code: bool) -> Any:
+def load_tokenizer(name: str, where: Path, trust_remote_code: bool) -> Any:
     """Load a tokenizer for left-padded batches.
 
     Args:
         name: the base as the user named it, for messages.
-        where: its folder or hub id.
+        where: its folder.
         trust_remote_code: run code that comes with it.
 
     Raises:
@@ -84,6 +85,7 @@ def load_tokenizer(name: str, where: Path | str, trust_remote_code: bool) -> Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_untrusted(name, error)
         raise BaseModelError(
             f"base '{name}' has no tokenizer that transformers can load "
             f"({first_line(error)}); put its tokenizer files into {where}"
@@ -97,6 +99,19 @@ def load_tokenizer(name: str, where: Path | str, trust_remote_code: bool) -> Any
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def raise_untrusted(name: str, error: Exception) -> None:
+    """Say what to do where transformers refuses a base because its own code is not trusted.
+
+    Raises:
+        BaseModelError: if that is what ``error`` says.
+    """
+    if "trust_remote_code" in str(error):
+        raise BaseModelError(
+            f"base '{name}' comes with code of its own, which is not run; read it, and where you "
+            "trust it say --trust-remote-code (in Python: trust_remote_code=True)"
+        ) from error
 
 
 def make_template(

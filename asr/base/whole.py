@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asr.base.forward_check import FORWARD_ERRORS, check_batch, require_token_states
 from asr.base.layers import decoder_layers
 from asr.base.split import PrefixState, accepts_logits_to_keep, position_ids_of
-from asr.errors import SplitUnsupportedError
+from asr.errors import BaseModelError, SplitUnsupportedError, first_line
 
 
 class WholeForward:
@@ -26,12 +27,20 @@ class WholeForward:
     Args:
         model: a Hugging Face causal LM (plain, adapters inside its layers are fine).
         layer: the router layer ``L``.
+        check: run a handful of tokens through both passes and one token after them.
+
+    Raises:
+        SplitUnsupportedError: by the check, if the architecture returns no cache to go on from.
+        BaseModelError: by the check, if a pass fails, or the layers hand on something else than one
+            vector per token.
     """
 
-    def __init__(self, model: nn.Module, layer: int) -> None:
+    def __init__(self, model: nn.Module, layer: int, check: bool = False) -> None:
         self.model = model
         self.layer = layer
         self._entry = decoder_layers(model).modules[layer]
+        if check:
+            self._check()
 
     @torch.no_grad()
     def prefix(self, input_ids: Tensor, attention_mask: Tensor) -> PrefixState:
@@ -82,3 +91,27 @@ class WholeForward:
             )
         logits: Tensor = output.logits
         return logits if logits_to_keep == 0 else logits[:, -logits_to_keep:]
+
+    def _check(self) -> None:
+        ids, mask = check_batch(self.model)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            state = self.prefix(ids, mask)
+            require_token_states(self.model, state.hidden, ids)
+            self.suffix(state)
+            with torch.no_grad():
+                self.model(
+                    input_ids=ids[:, -1:],
+                    attention_mask=torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1),
+                    position_ids=mask.sum(dim=1, keepdim=True),
+                    past_key_values=state.cache,
+                    use_cache=True,
+                )
+        except FORWARD_ERRORS as error:
+            raise BaseModelError(
+                f"{type(self.model).__name__} cannot answer in two passes: "
+                f"{type(error).__name__}: {first_line(error)}; use another base"
+            ) from error
+        finally:
+            self.model.train(was_training)

@@ -98,6 +98,7 @@ def add(
         trust_remote_code=trust_remote_code,
         extend=extend,
         from_scratch=from_scratch,
+        compare_finished=False,  # their files may be gone, or others by now
         progress=progress,
         again=["add", model, domain, *(overrides or []), "--resume", *options],
     )
@@ -141,7 +142,8 @@ def extended_config(
         raise DirectoryError(
             f"domain '{name}' is in this model already, unfinished; add --resume to go on with it"
         )
-    domains[name] = {"train": locate_data(str(data), Path.cwd())}
+    # An unfinished one goes on with the settings that it began with.
+    domains[name] = {**domains.get(name, {}), "train": locate_data(str(data), Path.cwd())}
     own = [_of_domain(name, override) for override in overrides]
     set_by_hand = {tuple(o.partition("=")[0].strip().split(".")) for o in own}
     return build_config(

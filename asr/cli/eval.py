@@ -267,6 +267,7 @@ def _show(
         }
         if run is not None:
             record["generated"] = run.generated
+            record["likelihoods"] = run.likelihoods
             record["tokens_per_second"] = run.tokens_per_second
             record["seconds"] = run.seconds
         write_line(json.dumps(record, ensure_ascii=False, indent=1))
@@ -277,15 +278,20 @@ def _show(
     print_matrices(matrices, console)
     console.print()
     if run is not None:
-        speed = run.tokens_per_second
-        generated = (
-            "every answer was in the cache"
-            if speed is None
-            else f"{counted(run.generated, 'answer')} generated at {speed:,.0f} tokens/s"
-        )
-        console.print(f"{generated}, {seconds(run.seconds)} in all", soft_wrap=True)
+        console.print(f"{_work(run)}, {seconds(run.seconds)} in all", soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True)
+
+
+def _work(run: EvalRun) -> str:
+    """Return what had to be made, the rest having been kept from before."""
+    parts = []
+    if run.tokens_per_second is not None:
+        speed = f"{run.tokens_per_second:,.0f} tokens/s"
+        parts.append(f"{counted(run.generated, 'answer')} generated at {speed}")
+    if run.likelihoods:
+        parts.append(f"{counted(run.likelihoods, 'likelihood')} computed")
+    return ", ".join(parts) or "every answer was in the cache"
 
 
 class _Progress:

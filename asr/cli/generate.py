@@ -27,7 +27,7 @@ from asr.cli.options import (
 )
 from asr.cli.output import counted, note, seconds, stdout, write_line
 from asr.cli.prompts import Asked, described, last_words, read_prompts
-from asr.errors import ConfigError, DataError, StorageError
+from asr.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from asr.model.routed_model import Generation
@@ -103,8 +103,8 @@ def generate(
     """
     sampling = sampling_fields(temperature, top_p)
     asked = read_prompts(prompts, file)
-    if out is not None and out.exists() and not overwrite:
-        raise StorageError(f"'{out}' exists; choose another name, or add --overwrite to replace it")
+    if out is not None:
+        _require_writable(out, overwrite)
     routed = load_model(
         model,
         adapter=adapter,
@@ -114,7 +114,7 @@ def generate(
         quantisation=quantisation,
         trust_remote_code=trust_remote_code,
     )
-    routed.encode(asked)  # a prompt that does not fit is found before the first answer
+    routed.check(asked, max_new_tokens)  # what does not fit is found before the first answer
     set_seed(seed)
     began, tokens, done = time.perf_counter(), 0, 0
     console = stdout()
@@ -225,10 +225,20 @@ def _show(
         console.print()
 
 
+def _require_writable(path: Path, overwrite: bool) -> None:
+    """Refuse a place for the answers before the model is loaded."""
+    if path.is_dir():
+        raise StorageError(f"--out: '{path}' is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise StorageError(
+            f"'{path}' exists; choose another name, or add --overwrite to replace it"
+        )
+    if not path.parent.is_dir():
+        raise StorageError(f"--out: there is no folder '{path.parent}'; make it first")
+
+
 def _opened(path: Path) -> TextIO:
     try:
         return path.open("w", encoding="utf-8")
-    except IsADirectoryError as error:
-        raise DataError(f"--out: '{path}' is a folder; name a file") from error
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error

@@ -29,17 +29,21 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     """
     from asr.model.directory import ModelDirectory
     from asr.model.manifest import Manifest
+    from asr.model.stored import background_problem, read_router, unrouted
 
     directory = ModelDirectory.open(model)
     manifest = Manifest.load(directory.path)
     problems = directory.verify(manifest)
+    background = background_problem(directory, manifest)
+    if background is not None:
+        problems.append(background)
     report: RouterReport | None = None
     if manifest.routed:
-        from asr.router import load_router
-
         try:
             router = directory.current(directory.router, manifest)
-            report = load_router(router, manifest.contract.hash).router.report
+            fitted = read_router(router, manifest.contract).router
+            report = fitted.report
+            problems += unrouted(manifest, fitted.names)
         except RouterError as error:
             problems.append(str(error))
     if as_json:
@@ -217,7 +221,7 @@ def _placement(entry: DomainEntry) -> str:
 def _router_lines(report: RouterReport) -> list[str]:
     chosen = "chosen on held-out prompts" if report.ridge_chosen else "as set"
     accuracy = ", ".join(f"{view} {value:.3f}" for view, value in report.accuracy.items())
-    held = sum(report.calibration_prompts.values())
+    held = sum(report.calibration_prompts[name] for name in report.domain_accuracy)
     lines = [
         f"router: {report.solver}, ridge {report.ridge:g} ({chosen}), condition "
         f"{report.condition:.2g}, temperature {report.temperature:.3g}",
@@ -238,10 +242,13 @@ def _router_lines(report: RouterReport) -> list[str]:
 def _show_state(console: Console, model: Path, manifest: Manifest, problems: list[str]) -> None:
     waiting = [name for name, entry in manifest.domains.items() if entry.status != "done"]
     if waiting:
-        names = ", ".join(waiting)
-        console.print(
-            f"unfinished: {names}; go on with asr train ... --out {model} --resume", soft_wrap=True
-        )
+        last = waiting[-1]
+        advice = f"asr train CONFIG --out {model} --resume"
+        source = manifest.config.get("domains", {}).get(last, {}).get("train")
+        if source is not None and len(waiting) < len(manifest.domains):
+            added = command_line(["add", model, f"{last}={source}", "--resume"])
+            advice += f", or where it was added with {added}"
+        console.print(f"unfinished: {', '.join(waiting)}; go on with {advice}", soft_wrap=True)
     for name, entry in manifest.domains.items():
         if entry.unfinished_extension is not None:
             again = ["add", model, f"{name}={entry.unfinished_extension.data.path}"]

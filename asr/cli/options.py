@@ -34,8 +34,8 @@ FileOption = Annotated[
         "--file",
         "-f",
         metavar="FILE",
-        help="Prompts from a file: .jsonl (rows with prompt or messages) or .txt (one a line); "
-        "- reads JSON lines from standard input.",
+        help="Prompts from a file: rows with prompt or messages (.jsonl, .json, .csv, .tsv, "
+        ".parquet), or .txt with one a line; - reads JSON lines from standard input.",
         show_default=False,
     ),
 ]

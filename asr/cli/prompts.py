@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asr.data.records import Record, read_records
+from asr.data.problems import RowProblems
+from asr.data.records import Record
+from asr.data.source import read_source
+from asr.data.turns import ROLES
 from asr.errors import DataError
 
 STDIN = "-"
@@ -73,12 +76,18 @@ def _of_stdin() -> list[Asked]:
 def _of_file(path: Path) -> list[Asked]:
     if path.suffix.lower() == ".txt":
         return _of_text(path)
-    return [_prompt_of(record, path) for record in read_records(path)]
+    problems = RowProblems(path)
+    source = read_source(path, problems)
+    problems.raise_if_any(source.rows)
+    if not source.records:
+        raise DataError(f"{path}: the file has 0 rows; a row needs prompt or messages")
+    return [_prompt_of(record, path) for record in source.records]
 
 
 def _of_text(path: Path) -> list[Asked]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines, which breaks at form feeds and other marks within a line too
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
     except UnicodeDecodeError as error:
@@ -107,7 +116,7 @@ def _prompt_of(record: Record, path: Path) -> Asked:
     for turn in messages:
         if not (
             isinstance(turn, dict)
-            and turn.get("role") in ("system", "user", "assistant")
+            and turn.get("role") in ROLES
             and isinstance(turn.get("content"), str)
         ):
             raise DataError(

@@ -31,6 +31,7 @@ def run_training(
     trust_remote_code: bool = False,
     extend: bool = False,
     from_scratch: bool = False,
+    compare_finished: bool = True,
     progress: str = "text",
     again: Sequence[Any],
 ) -> None:
@@ -44,6 +45,7 @@ def run_training(
         trust_remote_code: see there.
         extend: the config's one domain gets more data (:func:`asr.train.extend.extend_domain`).
         from_scratch: see there.
+        compare_finished: see :func:`asr.train.sequence.train_sequence`.
         progress: what is printed, one of :data:`asr.cli.options.PROGRESS`.
         again: arguments of the command that goes on after an interruption.
 
@@ -76,7 +78,9 @@ def run_training(
             if extend:
                 manifest = extend_domain(config, out, from_scratch=from_scratch, **common)
             else:
-                manifest = train_sequence(config, out, overwrite=overwrite, **common)
+                manifest = train_sequence(
+                    config, out, overwrite=overwrite, compare_finished=compare_finished, **common
+                )
         finally:
             view.close()
         if progress == "jsonl" and is_main_process():

@@ -20,8 +20,8 @@ OTHER = "one LoRA"
 def comparison_table(ours: EvalMatrix, other: EvalMatrix) -> Table:
     """Return the table: two rows per domain, a column per moment, the base's score first.
 
-    A score that fell since the domain was trained by more than one prompt in twenty is marked with
-    ``!`` and coloured.
+    A score that fell by more than a twentieth since the domain was trained is marked with ``!`` and
+    coloured.
 
     Raises:
         ValueError: the two matrices are not over the same domains.

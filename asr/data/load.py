@@ -79,10 +79,14 @@ def load_examples(
         if prompts < len(examples):
             held += f" with {prompts} different prompt{'' if prompts == 1 else 's'}"
         more = "use another split or data set" if is_hub(path) else f"add rows to {path}"
-        raise DataError(
-            f"{name}: {path.name} has {held}; a domain needs at least {minimum} with different "
-            f"prompts (training, dev cut, calibration); {more}"
+        more = "raise limit, or leave it out" if len(examples) < found else more
+        needed = (
+            f"a domain needs at least {minimum} with different prompts (training, dev cut, "
+            "calibration)"
+            if minimum > 1
+            else "at least 1 is needed"
         )
+        raise DataError(f"{name}: {path.name} has {held}; {needed}; {more}")
     return LoadedData(tuple(examples), data_hash(examples), path, file_format(source.records, fmt))
 
 

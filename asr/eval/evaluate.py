@@ -159,7 +159,9 @@ class Evaluator:
         """Pooled features (n, d) of a set: the same in every row of a matrix, so made once."""
         seen = self._seen.get((evaluated.domain, kind))
         if seen is None or seen[0] is not evaluated:
-            seen = (evaluated, self.model.embed(self.model.encode(prompts)))
+            # one beyond the context by its head and tail, as the statistics were made
+            encoded = self.model.encode(prompts, shorten=True)
+            seen = (evaluated, self.model.embed(encoded))
             self._seen[evaluated.domain, kind] = seen
         return seen[1]
 

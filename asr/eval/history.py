@@ -76,7 +76,7 @@ def complete_matrix(
     model = evaluator.model
     names = [evaluated.domain for evaluated in sets]
     domains = read_domains(model.directory, names, model.manifest.contract)
-    background = read_background(model.directory, model.manifest.contract)
+    background = read_background(model.directory, model.manifest)
     width = model.manifest.base.hidden_size
     for count in range(len(matrix.domains) + 1, len(names) + 1):
         router = fit_router(

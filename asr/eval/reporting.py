@@ -32,10 +32,12 @@ class MeasuredModel(RoutedModel):
     """A routed model that counts what it generates.
 
     Attributes:
-        new_tokens: tokens generated so far.
+        answers: answers generated so far.
+        new_tokens: tokens in them.
         seconds: time spent generating them, prefill included.
     """
 
+    answers: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
 
@@ -44,6 +46,7 @@ class MeasuredModel(RoutedModel):
         began = time.perf_counter()
         answers = super().generate(prompts, **settings)
         self.seconds += time.perf_counter() - began
+        self.answers += len(answers)
         self.new_tokens += sum(answer.new_tokens for answer in answers)
         return answers
 
@@ -55,20 +58,22 @@ class EvalRun:
     Attributes:
         matrices: the complete matrix of each kind.
         generated: answers generated; the rest came from the cache.
-        new_tokens: tokens in them.
+        likelihoods: likelihoods computed, for scorers that generate nothing.
+        new_tokens: tokens in the answers.
         generating: seconds spent on them.
         seconds: wall time of the whole.
     """
 
     matrices: Mapping[str, EvalMatrix]
     generated: int
+    likelihoods: int
     new_tokens: int
     generating: float
     seconds: float
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens generated per second; None where every answer came from the cache."""
+        """Tokens generated per second; None where no answer was generated."""
         return self.new_tokens / self.generating if self.generating > 0 else None
 
 
@@ -162,7 +167,8 @@ def evaluate_sets(
         complete_matrix(evaluator, matrices[kind], sets, routing)
     return EvalRun(
         matrices=matrices,
-        generated=len(cache) - before,
+        generated=model.answers,
+        likelihoods=len(cache) - before - model.answers,
         new_tokens=model.new_tokens,
         generating=model.seconds,
         seconds=time.perf_counter() - began,

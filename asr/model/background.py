@@ -23,12 +23,14 @@ from transformers import GenerationConfig
 from asr.base.load import LoadedBase
 from asr.data.formats import Example
 from asr.data.views import CommonPart
-from asr.errors import DataError
+from asr.errors import DataError, RouterError
 from asr.model.contract import FeatureContract
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward
+from asr.model.manifest import Manifest
 from asr.model.routing import fit_domain
-from asr.router import RoutingDomain, load_domain, save_domain
+from asr.model.stored import background_problem, contract_metadata, read_domain
+from asr.router import RoutingDomain, save_domain
 
 NAME = "_background"
 """No domain can be called so."""
@@ -123,18 +125,21 @@ def store_background(
         background.statistics,
         background.calibration,
         contract.hash,
+        contract_metadata(contract),
     )
 
 
-def read_background(directory: ModelDirectory, contract: FeatureContract) -> list[RoutingDomain]:
+def read_background(directory: ModelDirectory, manifest: Manifest) -> list[RoutingDomain]:
     """Return the background class, as a list of one, or of none where the model has none.
 
     Raises:
-        RouterError: the file is damaged.
+        RouterError: the file is missing, or is not the one that was recorded.
         ContractError: it was made under another feature contract.
     """
-    path = directory.background
-    if not path.is_file():
+    if manifest.background is None:
         return []
-    stored = load_domain(path, contract.hash)
+    problem = background_problem(directory, manifest)
+    if problem is not None:
+        raise RouterError(problem)
+    stored = read_domain(directory.background, manifest.contract)
     return [RoutingDomain(NAME, stored.statistics, stored.calibration)]

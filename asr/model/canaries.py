@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from asr.base.load import LoadedBase
+from asr.base.load import LoadedBase, Say
 from asr.data.prompt import encode_prompt
+from asr.errors import RouterError
+from asr.model.contract import NumericContract, numeric_contract
+from asr.model.directory import ModelDirectory
 from asr.model.features import Forward, embed
+from asr.model.manifest import Manifest
+from asr.model.stored import read_router
 from asr.router import Router
 
 TENSOR = "canary_pooled"
@@ -49,21 +54,30 @@ class CanaryReport:
     typical_margin: float | None
     matters: bool
 
-    def warning(self, dtype: str, quantisation: str | None = None) -> str:
-        """One line for people.
+    def warning(self, recorded: NumericContract, now: NumericContract) -> str:
+        """One line for people: how far, what is another than at training, and what to do.
 
         Args:
-            dtype: the training's.
-            quantisation: the training's, if this load's is another (``none`` for none).
+            recorded: the training's arithmetic.
+            now: this load's.
         """
         margin = self.typical_margin
         against = "" if margin is None else f" (typical margin {margin:.3f})"
-        return (
+        moved = (
             f"warning: features moved by {self.relative_shift:.1%} since training, scores by up to "
-            f"{self.score_shift:.3f}{against}; load with dtype={dtype}"
-            f"{f' and quantisation={quantisation}' if quantisation else ''} to get the training's "
-            "decisions"
+            f"{self.score_shift:.3f}{against}"
         )
+        found = recorded.differences(now)
+        if not found:
+            return (
+                f"{moved}; dtype, quantisation and device are those of training: use its versions "
+                "of torch and transformers (asr info shows them) to get its decisions"
+            )
+        changes = ", ".join(
+            f"{field} was {was} and is {here}" for field, (was, here) in found.items()
+        )
+        settings = " and ".join(f"{field}={was}" for field, (was, _) in found.items())
+        return f"{moved}: {changes}; load with {settings} to get the training's decisions"
 
 
 def canary_features(base: LoadedBase, forward: Forward) -> NDArray[np.float32]:
@@ -91,3 +105,35 @@ def compare_canaries(
     ordered = np.sort(before, axis=1)
     margin = float(np.median(ordered[:, -1] - ordered[:, -2]))
     return CanaryReport(relative, score_shift, margin, score_shift > margin / 4)
+
+
+def settled_canaries(
+    directory: ModelDirectory, manifest: Manifest, base: LoadedBase, forward: Forward, say: Say
+) -> NDArray[np.float32]:
+    """Return the canaries' features that a router of this directory is stored with: (n, d) float32.
+
+    Those of the run that made the first domain: what the recorded arithmetic belongs to. A later
+    run that adds to its statistics is compared with them like any other load. They are made now
+    where there are none yet, or none that can be read.
+
+    Args:
+        directory: the model directory.
+        manifest: its ledger.
+        base: the loaded base, without active adapters.
+        forward: its split forward.
+        say: receives the warning about a shift that matters.
+    """
+    now = canary_features(base, forward)
+    if not manifest.routed:
+        return now
+    try:
+        stored = read_router(directory.current(directory.router, manifest), manifest.contract)
+    except RouterError:  # it is about to be derived again
+        return now
+    first = stored.extra_tensors.get(TENSOR)
+    if first is None or first.shape != now.shape:
+        return now
+    report = compare_canaries(first, now, stored.router)
+    if report.matters:
+        say(report.warning(manifest.numeric, numeric_contract(base)))
+    return first

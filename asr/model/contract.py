@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from asr.errors import ContractError
+
+if TYPE_CHECKING:
+    from asr.base.load import LoadedBase
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A sha256 as 64 lower-case hexadecimal digits."""
@@ -126,14 +129,20 @@ class NumericContract(BaseModel):
     quantisation: str | None = Field(default=None, description="int8, nf4, ... or none.")
     device: str = Field(description="Device class, e.g. cpu, cuda.")
 
-    def differences(self, other: NumericContract) -> list[str]:
-        """Return one sentence per field in which ``other`` (now) differs from this (recorded)."""
-        return [
-            f"{field}: {_shown(getattr(self, field))} at training, {_shown(getattr(other, field))} "
-            "now"
+    def differences(self, other: NumericContract) -> dict[str, tuple[str, str]]:
+        """Return the fields in which ``other`` differs: (this one's value, the other's) each."""
+        return {
+            field: (_shown(getattr(self, field)), _shown(getattr(other, field)))
             for field in type(self).model_fields
             if getattr(self, field) != getattr(other, field)
-        ]
+        }
+
+
+def numeric_contract(base: LoadedBase) -> NumericContract:
+    """Return the arithmetic of a loaded base."""
+    return NumericContract(
+        dtype=base.dtype_name, quantisation=base.quantisation, device=base.device.type
+    )
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -229,8 +229,13 @@ class ModelDirectory:
         directory = cls(path)
         if directory.path.exists() and not directory.path.is_dir():
             raise DirectoryError(f"'{directory.path}' is a file: name a folder for the output")
-        with storage_errors(directory.path):
-            directory.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with storage_errors(directory.path):
+                directory.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DirectoryError(
+                f"'{directory.path}' lies below a file: name a folder for the output"
+            ) from error
         if not directory._entries():
             return directory
         directory.require_replaceable(overwrite)

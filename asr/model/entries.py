@@ -58,6 +58,10 @@ class BaseEntry(BaseModel):
     hidden_size: int = Field(ge=1)
     architecture: str
 
+    def revision_of(self, name: str) -> str | None:
+        """Return the recorded revision where ``name`` is this base's, None for another name."""
+        return self.revision if name == self.name else None
+
 
 class DataEntry(BaseModel):
     """Training data of a domain. Counts are None until the file was read and encoded.

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from asr.base.split import PrefixState
+from asr.base.split import PrefixState, keeps_recurrent_states
 from asr.errors import ConfigError, did_you_mean
 
 
@@ -97,7 +97,8 @@ def generation_settings(defaults: Mapping[str, Any], fields: Mapping[str, Any]) 
 
     Raises:
         ConfigError: a field that does not exist (transformers would keep it and do nothing), a
-            value out of range, or a mode other than greedy and sampling.
+            value out of range, a field of sampling where nothing is sampled, or a mode other than
+            greedy and sampling.
     """
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     for name, value in fields.items():
@@ -116,6 +117,11 @@ def generation_settings(defaults: Mapping[str, Any], fields: Mapping[str, Any]) 
                 )
     given = {name: value for name, value in fields.items() if value is not None}
     config = GenerationConfig(**{**defaults, **given})
+    if not config.do_sample and (idle := [name for name in _OF_SAMPLING if name in given]):
+        raise ConfigError(
+            f"{idle[0]}={given[idle[0]]!r} does nothing without do_sample=True; add it, or leave "
+            f"{idle[0]} out"
+        )
     _require_one_sequence(config)
     return config
 
@@ -131,6 +137,10 @@ _RANGES = {
     "min_p": (0.0, 1.0),
     "repetition_penalty": (_SMALLEST, math.inf),
 }
+_OF_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "top_h"),
+    *("typical_p", "epsilon_cutoff", "eta_cutoff"),
+)
 
 
 def _require_one_sequence(config: GenerationConfig) -> None:
@@ -176,9 +186,8 @@ def _loop(
     rows = torch.arange(len(sequences), device=sequences.device)  # of the batch as it was given
     ended: dict[int, Tensor] = {}
     logits = first_logits()[:, -1]
-    layers = getattr(state.cache, "layers", [None])
-    if not all(hasattr(layer, "batch_select_indices") for layer in layers):
-        keep_rows = None  # recurrent states have no rows to select
+    if not hasattr(state.cache, "batch_select_indices") or keeps_recurrent_states(state.cache):
+        keep_rows = None  # nobody can leave
     while True:
         # float32 before the processors, as transformers does: temperatures in bfloat16 are coarse
         scores = processors(sequences, logits.float())

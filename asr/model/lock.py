@@ -1,13 +1,15 @@
 """One writer per routed model directory.
 
 The lock is the operating system's (``flock``), not the file's existence: it ends with the process
-that holds it, so a killed run leaves nothing to clean up. The file ``.lock`` stays where it is and
-holds, while the lock is held, who holds it. Readers take no lock: everything they read is written
-atomically. POSIX only.
+that holds it, so a killed run leaves nothing to clean up. The file ``.lock`` holds, while the lock
+is held, who holds it, and stays where it is, but in a folder that holds nothing else: a run that
+was refused leaves nothing. Readers take no lock: everything they read is written atomically. POSIX
+only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -68,32 +70,45 @@ class DirectoryLock:
         """
         if self._fd is not None:
             raise RuntimeError(f"the lock of {self.path} is held already by this object")
-        if not self.path.is_dir():
-            raise DirectoryError(f"there is no folder '{self.path}' to lock")
         file = self.path / LOCK_FILE
-        with storage_errors(file):
-            # No truncation before the lock is ours: the holder's name stands in the file.
-            fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            self._flock(fd)
-            with storage_errors(file):
-                _write_holder(fd, _this_process())
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
+        while self._fd is None:
+            try:
+                with storage_errors(file):
+                    # No truncation before the lock is ours: the holder's name stands in the file.
+                    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise DirectoryError(f"there is no folder '{self.path}' to lock") from error
+            try:
+                self._flock(fd)
+                if not _is_open_as(fd, file):
+                    os.close(fd)
+                    continue  # the holder before us took the file away: lock the one of now
+                with storage_errors(file):
+                    _write_holder(fd, _this_process())
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fd = fd
         _HELD.add(self)
 
     def release(self) -> None:
-        """Give the lock back; nothing happens if it is not held."""
+        """Give the lock back; nothing happens if it is not held.
+
+        The file is removed where the folder holds nothing else.
+        """
         fd, self._fd = self._fd, None
         _HELD.discard(self)
         if fd is None:
             return
         try:
             os.ftruncate(fd, 0)
+            file = self.path / LOCK_FILE
+            # Giving back never fails because the folder is gone, or may not be looked into.
+            with contextlib.suppress(OSError):
+                if _is_open_as(fd, file) and os.listdir(self.path) == [LOCK_FILE]:
+                    file.unlink()
         finally:
-            os.close(fd)  # the lock ends with its last descriptor; the file stays (see acquire)
+            os.close(fd)  # the lock ends with its last descriptor
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -145,8 +160,22 @@ def _this_process() -> Holder:
         host=socket.gethostname(),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         # The program and its command, not the whole line: arguments may hold secrets.
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]).strip(),
+        command=" ".join([_program(), *sys.argv[1:2]]).strip(),
     )
+
+
+def _program() -> str:
+    """Name the program as it was called: ``python -m asr`` has its file's path for a name."""
+    called = Path(sys.argv[0])
+    return f"python -m {called.parent.name}" if called.name == "__main__.py" else called.name
+
+
+def _is_open_as(fd: int, file: Path) -> bool:
+    """Whether the open file is the one that stands at the path, and not one removed from there."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _write_holder(fd: int, holder: Holder) -> None:

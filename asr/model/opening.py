@@ -12,7 +12,8 @@ from asr.errors import AdapterError, BaseModelError, ContractError, DirectoryErr
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward
 from asr.model.manifest import Manifest
-from asr.router import StoredRouter, load_router
+from asr.model.stored import read_router
+from asr.router import StoredRouter
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def open_directory(path: str | Path) -> OpenedDirectory:
     problems = directory.verify(manifest)
     if problems:
         raise AdapterError(problems[0])
-    stored = load_router(directory.current(directory.router, manifest), manifest.contract.hash)
+    stored = read_router(directory.current(directory.router, manifest), manifest.contract)
     strangers = [name for name in stored.router.names if name not in manifest.routed]
     if strangers:
         raise RouterError(
@@ -93,6 +94,10 @@ def make_forward(base: LoadedBase, layer: int, two_pass: bool) -> Forward:
     """The split forward of a base, or two passes where the config asks for them.
 
     Raises:
-        SplitUnsupportedError: the architecture cannot be split and two passes were not asked for.
+        SplitUnsupportedError: the architecture cannot be split and two passes were not asked for,
+            or it keeps no cache to go on from.
+        BaseModelError: see :class:`~asr.base.split.SplitForward` and
+            :class:`~asr.base.whole.WholeForward`.
     """
-    return WholeForward(base.model, layer) if two_pass else SplitForward(base.model, layer)
+    model = base.model
+    return WholeForward(model, layer, check=True) if two_pass else SplitForward(model, layer)

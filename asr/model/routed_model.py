@@ -20,15 +20,17 @@ from asr.base.load import LoadedBase, Say, load_base
 from asr.base.quantisation import QUANTISATIONS, UseQuantisation
 from asr.base.split import PrefixState
 from asr.base.whole import WholeForward
-from asr.data.prompt import EncodedPrompt, encode_prompt
-from asr.errors import AdapterError, DataError, unknown
+from asr.data.prompt import EncodedPrompt
+from asr.errors import AdapterError, ConfigError, unknown
 from asr.model.canaries import TENSOR, CanaryReport, canary_features, compare_canaries
+from asr.model.contract import numeric_contract
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward, batches_by_length, embed, pad_left, pool
 from asr.model.generation import decode, end_token_ids, generation_settings
 from asr.model.manifest import Manifest
 from asr.model.opening import make_forward, open_directory, require_base
-from asr.model.request import AUTO, BASE, Generation, Prompt, turns_of
+from asr.model.request import AUTO, BASE, Generation, Prompt, encode_prompts, require_room
+from asr.model.stored import unrouted
 from asr.model.streaming import stream_pieces
 from asr.router import Decision, Router
 
@@ -93,12 +95,17 @@ class RoutedModel:
             ContractError: the router was made under another feature contract, or the directory's
                 chat template was changed.
             AdapterError: a published file is missing or was changed.
+            ConfigError: an unknown quantisation.
         """
+        known = (*QUANTISATIONS, "none")
+        if quantisation is not None and quantisation not in known:
+            raise ConfigError(unknown("quantisation", str(quantisation), known))
         opened = open_directory(path)
         manifest, stored = opened.manifest, opened.router
         kind = quantisation or manifest.numeric.quantisation
         loaded = load_base(
             base or manifest.base.name,
+            revision=manifest.base.revision_of(base or manifest.base.name),
             device=device,
             dtype=dtype,
             # what the checkpoint arrived in needs no asking for
@@ -109,12 +116,12 @@ class RoutedModel:
         )
         require_base(loaded, manifest)
         model = cls(loaded, manifest, opened.directory, stored.router)
+        for problem in unrouted(manifest, stored.router.names):
+            say(f"warning: {problem}")
         if TENSOR in stored.extra_tensors:
             report = model.canaries(stored.extra_tensors[TENSOR])
             if report.matters:
-                trained = manifest.numeric.quantisation
-                other = (trained or "none") if trained != loaded.quantisation else None
-                say(report.warning(manifest.numeric.dtype, other))
+                say(report.warning(manifest.numeric, numeric_contract(loaded)))
         return model
 
     @property
@@ -128,28 +135,9 @@ class RoutedModel:
 
     # -- routing ---------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        """Render and tokenise prompts.
-
-        Raises:
-            DataError: a prompt is empty, malformed or longer than the base's context; names it by
-                its position.
-        """
-        if not prompts:
-            raise DataError("no prompts given; give at least one")
-        encoded = []
-        for index, prompt in enumerate(prompts):
-            try:
-                turns = turns_of(prompt)
-                encoded.append(
-                    encode_prompt(
-                        turns, self.base.tokenizer, self.base.template, self.base.context_length
-                    )
-                )
-            except DataError as error:
-                where = f"prompt {index + 1}: " if len(prompts) > 1 else ""
-                raise DataError(f"{where}{error}") from error
-        return encoded
+    def encode(self, prompts: Sequence[Prompt], *, shorten: bool = False) -> list[EncodedPrompt]:
+        """Render and tokenise prompts; see :func:`asr.model.request.encode_prompts`."""
+        return encode_prompts(prompts, self.base, shorten=shorten)
 
     def embed(self, prompts: Sequence[EncodedPrompt]) -> Any:
         """Pooled features (n, d) float32 of encoded prompts.
@@ -161,10 +149,20 @@ class RoutedModel:
         return embed(prompts, self.forward, self.base.tokenizer.pad_token_id, self.base.device)
 
     def route(self, prompts: Sequence[Prompt]) -> list[Decision]:
-        """Decide where prompts go, without answering them: one prefix pass, no adapter."""
+        """Decide where prompts go: one prefix pass, no adapter; raises as :meth:`generate`."""
         return self.router.decide(self.embed(self.encode(prompts)))
 
     # -- answering -------------------------------------------------------------------------------
+
+    def check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[EncodedPrompt]:
+        """Encode prompts, and refuse at once what :meth:`generate` would refuse part by part.
+
+        Raises:
+            DataError: see :meth:`encode`; or prompt and ``max_new_tokens`` exceed the context.
+        """
+        encoded = self.encode(prompts)
+        require_room(encoded, max_new_tokens, self.base.context_length)
+        return encoded
 
     def generate(
         self,
@@ -192,12 +190,13 @@ class RoutedModel:
         Raises:
             DataError: see :meth:`encode`; or prompt and ``max_new_tokens`` exceed the context.
             AdapterError: an adapter's name is unknown, or its file does not fit.
-            ConfigError: a generation setting that does not exist, is out of range, or asks for a
-                mode that is not supported.
+            ConfigError: ``batch_size`` below 1; or a generation setting that does not exist, is
+                out of range, or asks for a mode that is not supported.
         """
-        encoded = self.encode(prompts)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more")
+        encoded = self.check(prompts, max_new_tokens)
         wanted = self._wanted(adapter, len(encoded))
-        self._require_room(encoded, max_new_tokens)
         config = self._generation_config(max_new_tokens, generation)
         results: list[Generation | None] = [None] * len(encoded)
         lengths = [len(prompt.input_ids) for prompt in encoded]
@@ -231,9 +230,8 @@ class RoutedModel:
         Raises:
             As :meth:`generate`, before anything is generated.
         """
-        encoded = self.encode([prompt])
+        encoded = self.check([prompt], max_new_tokens)
         wanted = self._wanted(adapter, 1)
-        self._require_room(encoded, max_new_tokens)
         config = self._generation_config(max_new_tokens, generation)
         state, decisions, adapters = self._route_batch(encoded, wanted)
         self._make_resident(adapters)
@@ -281,23 +279,12 @@ class RoutedModel:
                 raise AdapterError(unknown("adapter", name, [AUTO, BASE, *self.domains]))
         return names
 
-    def _require_room(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> None:
-        longest = max(len(prompt.input_ids) for prompt in prompts)
-        if max_new_tokens < 1:
-            raise DataError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-        if longest + max_new_tokens > self.base.context_length:
-            raise DataError(
-                f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the base's "
-                f"context of {self.base.context_length}; shorten the prompt or lower max_new_tokens"
-            )
-
     def _generation_config(self, max_new_tokens: int, fields: dict[str, Any]) -> GenerationConfig:
-        ends = set(self.base.template.end_of_turn_ids)
-        ends |= end_token_ids(self.base.model.generation_config)
+        own = end_token_ids(self.base.model.generation_config)
         defaults = {
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
-            "eos_token_id": sorted(ends),
+            "eos_token_id": sorted(own.union(self.base.template.end_of_turn_ids)),
             "pad_token_id": self.base.tokenizer.pad_token_id,
             "bos_token_id": self.base.tokenizer.bos_token_id,
         }

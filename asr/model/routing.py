@@ -23,6 +23,7 @@ from asr.model.canaries import TENSOR
 from asr.model.contract import FeatureContract
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward, embed
+from asr.model.stored import contract_metadata, read_domain
 from asr.router import (
     CalibrationBlock,
     DomainStatistics,
@@ -30,7 +31,6 @@ from asr.router import (
     Router,
     RouterSettings,
     RoutingDomain,
-    load_domain,
     save_domain,
     save_router,
 )
@@ -130,6 +130,7 @@ def store_domain(
         domain.statistics,
         domain.calibration,
         contract.hash,
+        contract_metadata(contract),
     )
 
 
@@ -144,7 +145,7 @@ def read_domains(
     """
     domains = []
     for name in names:
-        stored = load_domain(directory.router_statistics(name), contract.hash)
+        stored = read_domain(directory.router_statistics(name), contract)
         domains.append(RoutingDomain(name, stored.statistics, stored.calibration))
     return domains
 
@@ -180,4 +181,5 @@ def store_router(
         router,
         contract.hash,
         extra_tensors={TENSOR: canaries},
+        metadata=contract_metadata(contract),
     )

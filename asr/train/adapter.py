@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -372,7 +373,11 @@ class _Watch(TrainerCallback):
 
 
 class _disk_errors:
-    """Turns the several ways in which libraries report a full disk into a StorageError."""
+    """Turns the several ways in which libraries report a full disk into a StorageError.
+
+    torch.save hides the reason: on a full disk it raises a RuntimeError of one of many wordings
+    ("iostream error", "unexpected pos 64 vs 0"). It raises none for anything else.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -383,7 +388,8 @@ class _disk_errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
         full = isinstance(error, SafetensorError | RuntimeError) and (
-            "No space left" in str(error) or "file write failed" in str(error)
+            "No space left" in str(error)
+            or any(f.f_code is torch.save.__code__ for f, _ in traceback.walk_tb(trace))
         )
         if full:
             raise StorageError(

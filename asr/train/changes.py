@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asr.errors import ConfigError
@@ -66,15 +66,23 @@ class Resume:
     """What a resumed run does.
 
     ``todo``: domains not done, in training order. ``restart``: those of ``todo`` whose data or
-    settings changed after their training began: their checkpoints are of another run.
+    settings changed after their training began, with what changed: their checkpoints are of another
+    run.
     ``dropped``: unfinished domains of the ledger that the config no longer has. Whoever acts on it
     takes the dropped out of the ledger, adds the new, and arranges it as the config
     (``Manifest.arrange``): the next resume compares the order again.
     """
 
     todo: tuple[str, ...]
-    restart: tuple[str, ...] = ()
+    restart: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+
+    def told(self) -> list[str]:
+        """One line for each domain whose work so far is lost."""
+        return [
+            f"{name}: {', '.join(changes)}; its training begins again"
+            for name, changes in self.restart.items()
+        ] + [f"{name}: unfinished, and no longer in the config; left out" for name in self.dropped]
 
 
 def check_resume(manifest: Manifest, plan: RunPlan) -> Resume:
@@ -104,13 +112,9 @@ def check_resume(manifest: Manifest, plan: RunPlan) -> Resume:
     if problems:
         raise ConfigError(_message(problems))
     todo = tuple(n for n in plans if n not in manifest.domains or _open(manifest.domains[n]))
-    restart = tuple(
-        name
-        for name in todo
-        if name in manifest.domains
-        and manifest.domains[name].status == "training"
-        and (common or _domain_changes(manifest.domains[name], plans[name]))
-    )
+    begun = [n for n in todo if n in manifest.domains and manifest.domains[n].status == "training"]
+    changed = {n: (*common, *_domain_changes(manifest.domains[n], plans[n])) for n in begun}
+    restart = {name: changes for name, changes in changed.items() if changes}
     dropped = tuple(name for name in manifest.domains if name not in plans)
     return Resume(todo, restart, dropped)
 

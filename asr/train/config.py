@@ -123,7 +123,7 @@ class RouterConfig(BaseModel):
         default=None, description="Ridge relative to trace(G)/E; null: chosen on held-out prompts."
     )
     absolute_ridge: Positive | None = Field(
-        default=None, description="Ridge as it is, instead of the relative one."
+        default=None, description="Ridge as it is, for solver rls (which knows no relative one)."
     )
     expansion: int = Field(
         default=0, ge=0, description="Rows of the random ReLU expansion; 0: none."
@@ -197,7 +197,7 @@ class TrainingConfig(BaseModel):
         default=1.0, description="Gradients are clipped to this norm; null: not clipped."
     )
     save_steps: AtLeastOne | None = Field(
-        default=None, description="Steps between checkpoints; null: by the time they take."
+        default=None, description="Steps between checkpoints; null: a twentieth of all, 10 or more."
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: less memory, more time."

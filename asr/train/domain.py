@@ -37,6 +37,7 @@ from asr.model.manifest import (
 )
 from asr.model.routed_model import RoutedModel
 from asr.model.routing import fit_domain, fit_router, read_domains, store_domain, store_router
+from asr.model.stored import background_problem
 from asr.router import RouterSettings, RoutingDomain, load_router
 from asr.train.adapter import TrainingResult, domain_seed, train_adapter
 from asr.train.config import EvalConfig
@@ -283,7 +284,7 @@ class DomainRun:
         """
         self._settle_background()
         domains = read_domains(self.directory, self.manifest.routed, self.manifest.contract)
-        domains += read_background(self.directory, self.manifest.contract)
+        domains += read_background(self.directory, self.manifest)
         path = None
         if revisited is not None:
             domains = [revisited if d.name == revisited.name else d for d in domains]
@@ -294,7 +295,8 @@ class DomainRun:
     def _settle_background(self) -> None:
         """Make the background class, or delete it, where it is not as the run wants it."""
         present, path = self.manifest.background, self.directory.background
-        if present is not None and present.samples == self.background and path.is_file():
+        wanted = present is not None and present.samples == self.background
+        if wanted and background_problem(self.directory, self.manifest) is None:
             return
         if self.background == 0:
             if present is not None:

@@ -32,7 +32,7 @@ from asr.base.load import load_base
 from asr.data.formats import Example
 from asr.errors import BaseModelError, ConfigError, DataError, DirectoryError, unknown
 from asr.eval.history import recorded_common_part
-from asr.model.canaries import canary_features
+from asr.model.canaries import settled_canaries
 from asr.model.directory import ModelDirectory, file_sha256
 from asr.model.kept_prompts import read_kept, write_kept
 from asr.model.lock import DirectoryLock
@@ -46,9 +46,10 @@ from asr.train.check_data import check_data
 from asr.train.config import TrainConfig
 from asr.train.config_file import check_files
 from asr.train.domain import DomainRun, data_entry
+from asr.train.domain_data import EarlierData
 from asr.train.events import Watcher
 from asr.train.initialisation import adapter_source
-from asr.train.prepare import EarlierData, PreparedDomain, feature_contract, prepare_domains
+from asr.train.prepare import PreparedDomain, feature_contract, prepare_domains
 from asr.train.processes import Processes
 from asr.train.revisit import facts, joined, merged_prompts
 
@@ -114,6 +115,7 @@ def extend_domain(
         shared = config.device == "auto" and processes.count > 1
         base = load_base(
             config.base,
+            revision=manifest.base.revision_of(config.base),
             device=processes.device if shared else config.device,
             dtype=config.dtype,
             quantisation=config.quantisation,
@@ -289,7 +291,9 @@ class _Extension:
         if manifest.keep_eval:
             prompts = directory.coming(directory.eval_prompts(self.name))
             write_kept(prompts, merged_prompts(kept, data.dev))
-        self.run.refit(settings, canary_features(self.run.base, self.run.forward), both)
+        run = self.run
+        canaries = settled_canaries(directory, manifest, run.base, run.forward, run.watcher.say)
+        run.refit(settings, canaries, both)
         extension = self.entry.extensions[-1]
         assert extension.adapter is not None
         manifest.switching = self.name

@@ -139,7 +139,7 @@ def _nearest(
     # Not the stored router: that of a stopped run may lack the settings, or a domain, of this one.
     domains = read_domains(directory, manifest.routed, manifest.contract)
     router = fit_router(
-        [*domains, *read_background(directory, manifest.contract)],
+        [*domains, *read_background(directory, manifest)],
         RouterSettings.from_dict(manifest.router),
         manifest.contract,
         base.hidden_size,

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from asr.adapters import LoraSettings, Placement, check_variant
 from asr.base.layers import default_router_layer
 from asr.base.load import LoadedBase
-from asr.data.cut import calibration_cut
-from asr.data.encode import EncodedSet, encode_examples, join_encoded
-from asr.data.formats import Example
-from asr.data.load import LoadedData
-from asr.data.views import VIEWS, CommonPart, find_common_part
-from asr.errors import ConfigError, DataError
+from asr.errors import ConfigError
 from asr.eval.registry import get_scorer
 from asr.model.contract import Expansion, FeatureContract, Truncation
 from asr.model.manifest import DomainEntry
@@ -24,53 +18,25 @@ from asr.train.adapter import TrainingSettings, domain_seed
 from asr.train.changes import PUBLISHED, DomainPlan
 from asr.train.check_data import DEFAULT_SCORER, TEXT_SCORER, CutData, read_domain
 from asr.train.config import DomainConfig, RouterConfig, TrainConfig
+from asr.train.domain_data import (
+    DomainData,
+    EarlierData,
+    FinishedData,
+    encode_domain,
+    read_finished,
+    require_room,
+)
 from asr.train.placing import Placed, Rows, check_placement, place
 from asr.train.rules import BY_RULE, choose_batch_size, choose_learning_rate
 
 
 @dataclass(frozen=True)
-class DomainData:
-    """A domain's data, cut and encoded.
-
-    Attributes:
-        loaded: the file.
-        train: examples to train on (calibration prompts are among them; the router holds those out
-            of its statistics).
-        dev: examples held out for choices, and for the matrix while training.
-        encoded: rows of ``train``, in every view of ``views``, one view after the other.
-        views: the training views in which the domain's prompts differ.
-        common: what the prompts share.
-        calibration: number of distinct prompts held out from the router's statistics.
-        sha256: hash of the examples of both cuts; another dev file changes it, as it changes the
-            examples to train on.
-    """
-
-    loaded: LoadedData
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
-    encoded: EncodedSet
-    views: tuple[str, ...]
-    common: CommonPart
-    calibration: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class EarlierData:
-    """What is kept of data that a domain was trained on before.
-
-    Attributes:
-        common: what its prompts share.
-        kept: keys of the prompts that are kept for scoring.
-    """
-
-    common: CommonPart
-    kept: frozenset[str]
-
-
-@dataclass(frozen=True)
 class PreparedDomain:
-    """A domain of the run. ``data`` is None where its file is gone and its adapter is there."""
+    """A domain of the run.
+
+    ``data`` is None where adapter and statistics are there: nothing is made of it any more.
+    ``finished`` then holds what its files are, where they are there and were to be looked at.
+    """
 
     name: str
     config: DomainConfig
@@ -80,6 +46,7 @@ class PreparedDomain:
     scorer: str
     max_new_tokens: int
     data: DomainData | None
+    finished: FinishedData | None = None
 
     @property
     def placement(self) -> Placement:
@@ -99,9 +66,10 @@ class PreparedDomain:
     @property
     def plan(self) -> DomainPlan:
         """What the ledger compares."""
+        there = self.data or self.finished
         return DomainPlan(
             name=self.name,
-            data_sha256=None if self.data is None else self.data.sha256,
+            data_sha256=None if there is None else there.sha256,
             settings={"placement": self.placement_record(), **self.training_record()},
         )
 
@@ -120,6 +88,8 @@ class PreparedDomain:
         record = asdict(_settings(self.config, self.placement, None, 1))
         record["init_from"] = self.config.adapter.init_from
         del record["views"]
+        if self.finished is not None:
+            record["views"] = list(self.finished.views)
         for key in BY_RULE:
             if getattr(self.config.training, key) is None:
                 del record[key]
@@ -179,6 +149,7 @@ def prepare_domains(
     *,
     read: Mapping[str, CutData] | None = None,
     recorded: Mapping[str, DomainEntry] | None = None,
+    compare_finished: bool = True,
     on_main: Callable[[Callable[[], Placed]], Placed] = lambda work: work(),
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -193,19 +164,22 @@ def prepare_domains(
         base: the loaded base.
         layer: the router layer.
         processes: data-parallel processes.
-        published: domains whose adapter is in the model directory already; their training files may
-            be gone.
+        published: domains whose adapter and statistics are in the model directory already; their
+            training files may be gone, and are compared with the ledger at most. A setting that
+            the config leaves to a rule is then not settled: the rule may have changed with the
+            version of this program, or with the number of processes.
         earlier: what is kept of data that the (one) domain was trained on before.
         read: what :func:`asr.train.check_data.check_data` has read; other domains are read here.
         recorded: entries of the ledger whose placements hold (:func:`asr.train.changes.holding`).
-            A published domain also keeps the settings that the config leaves to a rule: the rule
-            may have changed with the version of this program, or with the number of processes.
+        compare_finished: read the files of published domains, where they are there, to compare them
+            with the ledger.
         on_main: see :func:`asr.train.placing.place`.
         say: see there.
         progress: see there.
 
     Raises:
-        ConfigError: lengths beyond the base's context, an unknown scorer.
+        ConfigError: lengths beyond the base's context, an unknown scorer, a file of a published
+            domain that cannot be read to be compared.
         AdapterError: a placement, or an initialisation, that does not fit the base, or a probe that
             cannot be made or used.
         DataError: a file or rows of it that cannot be used.
@@ -213,22 +187,28 @@ def prepare_domains(
     read, recorded = read or {}, recorded or {}
     loras = {name: _lora(domain) for name, domain in config.domains.items()}
     for name, domain in config.domains.items():
-        finished = name in recorded and recorded[name].status in PUBLISHED
-        _check_settings(name, domain, loras[name], base, None if finished else layer)
+        placed_already = name in recorded and recorded[name].status in PUBLISHED
+        _check_settings(name, domain, loras[name], base, None if placed_already else layer)
     scorers: dict[str, str] = {}
-    data: dict[str, DomainData | None] = dict.fromkeys(config.domains)
+    data: dict[str, DomainData] = {}
+    finished: dict[str, FinishedData] = {}
     for name, domain in config.domains.items():
         scorers[name] = domain.scorer or DEFAULT_SCORER
         files = [file for file in (domain.train, domain.dev) if file is not None]
-        if name not in published or all(file.exists() for file in files):
+        if name not in published:
             cut = read[name] if name in read else read_domain(name, domain, config.seed)
             scorers[name] = cut.scorer
+            if config.keep_eval and get_scorer(cut.scorer).needs == "text":
+                longest = domain.max_new_tokens or config.eval.max_new_tokens
+                require_room(name, cut.dev[: config.eval.max_examples], base, longest)
             data[name] = encode_domain(name, domain, cut, base, earlier)
+        elif compare_finished and all(file.exists() for file in files):
+            finished[name], scorers[name] = read_finished(name, domain, config.seed)
         elif domain.scorer is None and name in recorded and recorded[name].scorer == TEXT_SCORER:
             scorers[name] = TEXT_SCORER  # what its file showed while it was there
     prepared = []
     for name, domain in config.domains.items():
-        there = data[name]
+        there = data.get(name)
         seed = domain_seed(config.seed, name)
         placed = place(
             name,
@@ -251,16 +231,11 @@ def prepare_domains(
                 lora=loras[name],
                 settings=None
                 if there is None
-                else _settings(
-                    domain,
-                    placed.placement,
-                    there,
-                    processes,
-                    recorded[name].training if name in published and name in recorded else {},
-                ),
+                else _settings(domain, placed.placement, there, processes),
                 scorer=scorers[name],
                 max_new_tokens=domain.max_new_tokens or config.eval.max_new_tokens,
                 data=there,
+                finished=finished.get(name),
             )
         )
     return prepared
@@ -296,94 +271,18 @@ def _check_settings(
         get_scorer(domain.scorer)
 
 
-def encode_domain(
-    name: str,
-    domain: DomainConfig,
-    read: CutData,
-    base: LoadedBase,
-    earlier: EarlierData | None = None,
-) -> DomainData:
-    """Encode the data of a domain in its training views.
-
-    With ``earlier``, prompts that are kept for scoring are not trained on, and the bare view is
-    made with the common part of that data.
-
-    Raises:
-        DataError: rows that cannot be encoded; nothing is left to train on.
-    """
-    train = read.train
-    common = find_common_part(train)
-    if earlier is not None:
-        common = earlier.common
-        train = tuple(e for e in train if e.prompt_key not in earlier.kept)
-        if not train:
-            raise DataError(
-                f"{read.loaded.path}: every prompt of it is kept for scoring '{name}' already, and "
-                "none is left to train on; give data with other prompts"
-            )
-    views = _distinct_views(train, common, domain.training.views)
-    encoded = join_encoded(
-        [
-            encode_examples(
-                [_shown(example, view, common) for example in train],
-                base.tokenizer,
-                base.template,
-                domain.training.max_length,
-                name=name,
-            )
-            for view in views
-        ]
-    )
-    distinct = list({example.prompt_key: example for example in train}.values())
-    return DomainData(
-        loaded=read.loaded,
-        train=train,
-        dev=read.dev,
-        encoded=encoded,
-        views=views,
-        common=common,
-        calibration=len(calibration_cut(distinct).held_out),
-        sha256=read.sha256,
-    )
-
-
-def _shown(example: Example, view: str, common: CommonPart) -> Example:
-    return replace(example, messages=tuple(VIEWS[view](example.messages, common)))
-
-
-def _distinct_views(
-    examples: Sequence[Example], common: CommonPart, names: Sequence[str]
-) -> tuple[str, ...]:
-    """Leave out views that show every example as an earlier one does (no common part: no bare)."""
-    kept: dict[str, list[Example]] = {}
-    for name in names:
-        shown = [_shown(example, name, common) for example in examples]
-        if shown not in kept.values():
-            kept[name] = shown
-    return tuple(kept)
-
-
 def _settings(
-    domain: DomainConfig,
-    placement: Placement,
-    data: DomainData | None,
-    processes: int,
-    kept: Mapping[str, Any] = MappingProxyType({}),
+    domain: DomainConfig, placement: Placement, data: DomainData | None, processes: int
 ) -> TrainingSettings:
-    """Settle what the config leaves open; ``kept``: the training that a published adapter had."""
+    """Settle what the config leaves open."""
     chosen = domain.training
     views = ("templated",) if data is None else data.views
     rows = 0 if data is None else len(data.encoded.rows) // len(views)
-    batch_size = (
-        chosen.batch_size
-        or kept.get("batch_size")
-        or choose_batch_size(rows, chosen.epochs, processes)
-    )
+    batch_size = chosen.batch_size or choose_batch_size(rows, chosen.epochs, processes)
     return TrainingSettings(
         epochs=chosen.epochs,
         batch_size=batch_size,
         learning_rate=chosen.learning_rate
-        or kept.get("learning_rate")
         or choose_learning_rate(len(placement.modules), batch_size),
         schedule=chosen.schedule,
         warmup=chosen.warmup,

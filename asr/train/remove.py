@@ -157,7 +157,7 @@ def _solve(
             f"{directory.path} --resume to derive it again, and then remove the domain"
         )
     domains = read_domains(directory, kept, manifest.contract)
-    domains += read_background(directory, manifest.contract)
+    domains += read_background(directory, manifest)
     router = fit_router(domains, settings, manifest.contract, manifest.base.hidden_size)
     return router, canaries
 

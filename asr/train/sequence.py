@@ -9,6 +9,7 @@ since the last step checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,8 +28,8 @@ from asr.base.device import choose_device
 from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.errors import BaseModelError, ConfigError
-from asr.model.canaries import canary_features
-from asr.model.contract import FeatureContract, NumericContract
+from asr.model.canaries import settled_canaries
+from asr.model.contract import FeatureContract, numeric_contract
 from asr.model.directory import ModelDirectory
 from asr.model.lock import LOCK_FILE, DirectoryLock
 from asr.model.manifest import BaseEntry, Manifest, Versions
@@ -60,6 +61,7 @@ def train_sequence(
     resume: bool = False,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    compare_finished: bool = True,
     watcher: Watcher | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     base: LoadedBase | None = None,
@@ -73,6 +75,8 @@ def train_sequence(
             new ones at the end of the config are added.
         overwrite: delete a routed model that is there and start again.
         trust_remote_code: run code that comes with the base.
+        compare_finished: with ``resume``, read the training files of finished domains, where they
+            are there, and refuse one that changed. Without it they are not looked at.
         watcher: told what happens.
         callbacks: further callbacks of the Trainer, for every domain. One that changes the training
             (stops it early, say) changes what a resumed run repeats.
@@ -103,6 +107,8 @@ def train_sequence(
         stack.callback(processes.close)
         directory = ModelDirectory(out)
         lock = directory.lock()
+        if processes.is_main:
+            stack.callback(_remove_empty, _missing(directory.path))
         stack.callback(lock.release)  # nothing happens where it is not held
         earlier = processes.on_main(lambda: _open(directory, resume, overwrite, lock))
         published = _published(earlier)
@@ -113,6 +119,7 @@ def train_sequence(
         if base is None:
             base = load_base(
                 config.base,
+                revision=None if earlier is None else earlier.base.revision_of(config.base),
                 device=_device(config, processes),
                 dtype=config.dtype,
                 quantisation=config.quantisation,
@@ -136,6 +143,7 @@ def train_sequence(
             published,
             read=read,
             recorded=None if earlier is None else holding(earlier, plan),
+            compare_finished=compare_finished,
             on_main=processes.on_main,
             say=watcher.say,
             progress=watcher.progress,
@@ -144,6 +152,8 @@ def train_sequence(
         plan = replace(plan, domains=[domain.plan for domain in domains])
         fresh = new_manifest(config, base, contract)
         work = check_resume(earlier or fresh, plan)
+        for line in work.told():
+            watcher.say(line)
         manifest = fresh if earlier is None else _continued(earlier, fresh)
         _take_over(manifest, config, settings, domains, work)
         coming = [domain for domain in domains if domain.name in work.todo]
@@ -174,7 +184,7 @@ def _run_all(
     config: TrainConfig,
     settings: RouterSettings,
 ) -> None:
-    canaries = canary_features(run.base, run.forward)
+    canaries = settled_canaries(run.directory, run.manifest, run.base, run.forward, run.watcher.say)
     frozen = tensors_hash(run.base.model)
     by_name = {domain.name: domain for domain in domains}
     for name in work.todo:
@@ -235,6 +245,20 @@ def _open(
     lock.acquire()
     directory.require_replaceable(overwrite)  # again: another run may have come in between
     return None
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders that making ``path`` would make, the innermost first."""
+    return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders that this run made and that hold nothing: a refused one leaves nothing."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds a model, or was never made
+            return
 
 
 def _sweep_failed_start(directory: ModelDirectory) -> None:
@@ -346,9 +370,7 @@ def new_manifest(config: TrainConfig, base: LoadedBase, contract: FeatureContrac
             architecture=base.architecture,
         ),
         contract=contract,
-        numeric=NumericContract(
-            dtype=base.dtype_name, quantisation=base.quantisation, device=base.device.type
-        ),
+        numeric=numeric_contract(base),
         seed=config.seed,
         keep_eval=config.keep_eval,
         two_pass=config.router.two_pass,

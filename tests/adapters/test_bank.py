@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -304,6 +307,55 @@ def test_a_load_that_fails_leaves_the_bank_as_it_was(
         torch.testing.assert_close(mixed[[0, 3]], expected_logits[[0, 3]], rtol=1e-5, atol=1e-5)
         bank.load("x", folders("llama")["all"])  # the name is free
         assert bank.loaded == ("a", "x")
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_load_that_fails_between_two_modules_leaves_none_of_them(
+    folders, monkeypatch, resident, error
+):
+    """PEFT would keep what it has attached so far, and a later adapter of the name inherit it."""
+    ids, mask = batch()
+    model = tiny_model()
+    plain = logits(model, ids, mask)
+    bank = AdapterBank(model, FINGERPRINT)
+    if resident:
+        bank.load("a", folders("llama")["mlp"])
+    attached = []
+
+    def update_layer(layer, *args, **kwargs):
+        attached.append(layer)
+        if len(attached) == 5:
+            raise error
+        return whole(layer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        whole = LoraLayer.update_layer
+        for kind in (LoraLayer, lora.Linear):
+            patch.setattr(kind, "update_layer", update_layer)
+        with pytest.raises(error):
+            bank.load("x", folders("llama")["all"])
+    assert len(attached) == 5
+    assert bank.loaded == (("a",) if resident else ())
+    assert not any("domain__x" in name for name, _ in model.named_parameters())
+    assert any(isinstance(module, LoraLayer) for module in model.modules()) == resident
+    assert torch.equal(logits(model, ids, mask), plain)
+    bank.load("x", folders("llama")["mlp"])
+    with bank.rows(["x"] * 4):
+        found = logits(model, ids, mask)
+    expected = alone("llama", folders("llama")["mlp"], ids, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [{"lora_dropout": "x"}, {"exclude_modules": "("}])
+def test_what_peft_cannot_read_is_an_error_of_ours(folders, tmp_path, values):
+    folder = make_adapter(tmp_path / "x")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    model = tiny_model()
+    with pytest.raises(AdapterError, match=r"x cannot be attached to the base: '?[>m].*"):
+        AdapterBank(model).load("x", folder)
+    assert not any(isinstance(module, LoraLayer) for module in model.modules())
 
 
 def test_leaving_the_bank_closes_it(folders):

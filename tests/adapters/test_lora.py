@@ -10,7 +10,7 @@ from asr.adapters.lora import lora_config
 from asr.base.fingerprint import tensors_hash
 from asr.errors import AdapterError
 from tests.adapters.making import batch, logits, randomise
-from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.tiny_models import ARCHITECTURES, hybrid_model, tiny_model
 
 
 def lora_a(peft_model):
@@ -101,3 +101,18 @@ def test_update_is_alpha_over_rank_times_b_a(architecture):
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     expected = plain + (10.0 / 4) * (x @ a.T @ b.T)
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_that_peft_refuses_is_named_and_the_base_comes_back():
+    """State-space mixers read the weight of ``out_proj`` past any adapter on it."""
+    model = hybrid_model()
+    before = [id(module) for module in model.modules()]
+    with pytest.raises(AdapterError) as caught:
+        attach_for_training(model, resolve_placement(model, "deep", 2), LoraSettings(4), "tiny", 0)
+    assert str(caught.value).startswith("PEFT cannot attach the adapter: ")
+    assert "'out_proj' is incompatible with Mamba-based models" in str(caught.value)
+    assert str(caught.value).endswith("Name other modules in adapter.placement.modules")
+    assert [id(module) for module in model.modules()] == before
+    names = [m.name for m in resolve_placement(model, "deep", 2).modules if m.kind != "out_proj"]
+    placement = resolve_placement(model, {"modules": names}, 2)
+    detach(attach_for_training(model, placement, LoraSettings(4), "tiny", 0))

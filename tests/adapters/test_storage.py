@@ -160,6 +160,27 @@ def test_not_finite_on_disk(folder, value):
     assert f"{A} is no finite matrix (torch.float32, shape [4, 32])" in message(folder)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "fits"),
+    [(torch.float8_e4m3fn, 1.0, True), (torch.float64, 1.0, True), (torch.float64, 1e300, False)],
+    ids=str,
+)
+def test_other_types_are_read_where_float32_holds_their_values(folder, dtype, value, fits):
+    tensor = torch.full((4, 32), value, dtype=torch.float64).to(dtype)
+    edit_tensors(folder, lambda tensors: tensors.update({A: tensor}))
+    if fits:
+        assert load_adapter(folder).tensors[A].dtype == dtype
+    else:
+        assert f"{A} is no finite matrix (torch.float64, shape [4, 32])" in message(folder)
+
+
+@pytest.mark.parametrize("claimed", [0, 10**8 + 1, 2**40, 2**63, 2**64 - 1])
+def test_a_header_that_claims_another_length(folder, claimed):
+    data = (folder / TENSORS).read_bytes()
+    (folder / TENSORS).write_bytes(claimed.to_bytes(8, "little") + data[8:])
+    assert "is truncated or corrupt" in message(folder)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_not_finite_is_not_saved(tmp_path, value):
     model = tiny_model()
@@ -191,7 +212,7 @@ def test_a_missing_file(folder, name):
     assert message(folder) == f"DIR holds no {name}; it is not a PEFT adapter folder"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"r": 4}', "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"r": 4}', "null", "[" * 100_000])
 def test_a_configuration_that_is_none(folder, text):
     (folder / CONFIG).write_text(text)
     assert "adapter_config.json is not a PEFT configuration" in message(folder)
@@ -223,7 +244,11 @@ def test_another_base(folder):
         ({"alora_invocation_tokens": [7]}, "alora_invocation_tokens=[7] is not plain LoRA"),
         ({"bias": "all"}, 'bias="all" is not plain LoRA'),
         ({"use_marvel": 3}, "use_marvel=3 is not plain LoRA, or of a PEFT newer than"),
-        ({"r": 0}, "r=0, lora_alpha=8; both must be numbers, r 1 or more"),
+        ({"r": 0}, "r=0, lora_alpha=8; both must be numbers, r a whole one, 1 or more"),
+        ({"r": 4.0}, "r=4.0, lora_alpha=8; both must be numbers, r a whole one, 1 or more"),
+        ({"r": 4.5}, "r=4.5, lora_alpha=8; both must be numbers, r a whole one, 1 or more"),
+        ({"rank_pattern": {"up_proj": 4.0}}, 'rank_pattern of "up_proj" is 4.0; it must be a whol'),
+        ({"use_rslora": "no"}, 'use_rslora="no"; it must be true or false'),
         ({"lora_alpha": "8"}, "both must be numbers"),
     ],
 )

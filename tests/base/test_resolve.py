@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
 from asr.base import resolve as resolve_module
-from asr.base.builtin import Prepared
+from asr.base.hub import Prepared
 from asr.base.resolve import ResolvedBase, resolve_base
 from asr.errors import BaseModelError
 from tests.base.tiny_gguf import write_tiny_gguf
@@ -141,7 +143,7 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = Prepared(tmp_path, "wheel x")
-    monkeypatch.setattr(resolve_module, "prepare_builtin", lambda name, progress: prepared)
+    monkeypatch.setattr(resolve_module, "prepare_builtin", lambda *args: prepared)
     expected = ResolvedBase("smollm2-135m", tmp_path, "builtin", "wheel x")
     assert resolve_base("smollm2-135m") == expected
 
@@ -149,7 +151,7 @@ def test_a_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny_base(tmp_path / "snapshot")
     snapshot = Prepared(folder, "c0ffee")
-    monkeypatch.setattr(resolve_module, "hub_snapshot", lambda name, progress: snapshot)
+    monkeypatch.setattr(resolve_module, "hub_snapshot", lambda *args, **options: snapshot)
     assert resolve_base("some/base") == ResolvedBase("some/base", folder, "hub", "c0ffee")
     (folder / "model.safetensors").unlink()
     with pytest.raises(BaseModelError, match="no safetensors weights"):
@@ -161,7 +163,7 @@ def test_a_hub_id_is_asked_for_although_a_folder_is_called_like_the_organisation
 ) -> None:
     (tmp_path / "some" / "other").mkdir(parents=True)
     snapshot = Prepared(save_tiny_base(tmp_path / "snapshot"), "c0ffee")
-    monkeypatch.setattr(resolve_module, "hub_snapshot", lambda name, progress: snapshot)
+    monkeypatch.setattr(resolve_module, "hub_snapshot", lambda *args, **options: snapshot)
     assert resolve_base("some/base").source == "hub"
 
 
@@ -207,6 +209,44 @@ def test_a_path_far_from_anything_shows_the_nearest_folder(tmp_path: Path) -> No
         (tmp_path / f"d{number:02}").mkdir()
     with pytest.raises(BaseModelError, match=rf"in '{tmp_path}' there are: .* and 4 more; or pass"):
         resolve_base(str(tmp_path / "no" / "such" / "folder"))
+
+
+def test_an_address_is_shortened_to_its_hub_id() -> None:
+    with pytest.raises(BaseModelError) as caught:
+        resolve_base("https://hf.co/some/base/tree/main")
+    assert str(caught.value) == (
+        "base 'https://hf.co/some/base/tree/main' is an address; pass the hub id, some/base"
+    )
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": ["model.safetensors"]}'])
+def test_an_index_that_is_none(tmp_path: Path, content: str) -> None:
+    folder = save_tiny_base(tmp_path / "base")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(BaseModelError, match=r"index\.json has no weight_map; copy or download"):
+        resolve_base("base")
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_what_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    name = str(save_tiny_base(tmp_path / "base"))
+    if kind == "gguf":
+        write_tiny_gguf(tmp_path / "x.gguf")
+        name = str(tmp_path / "x.gguf")
+
+    def refuse(path: Path, *args: object, **options: object) -> object:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text" if kind == "folder" else "open", refuse)
+    with pytest.raises(BaseModelError, match=rf"^base '{name}' cannot be read: Permission denied"):
+        resolve_base(name)
+
+
+def test_a_name_too_long_for_the_file_system() -> None:
+    with pytest.raises(BaseModelError, match="cannot be read: File name too long; mend that"):
+        resolve_base("x" * 5000)
 
 
 def test_a_missing_gguf_file_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:

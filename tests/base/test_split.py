@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, MambaConfig, MambaForCausalLM
 
 from asr.base.split import SplitForward, position_ids_of
+from asr.base.whole import WholeForward
 from asr.errors import BaseModelError, SplitUnsupportedError
-from tests.tiny_models import ARCHITECTURES, LAYERS, VOCAB, tiny_model
+from tests.tiny_models import ARCHITECTURES, LAYERS, VOCAB, hybrid_model, tiny_model
 
 LENGTH = 13  # longer than the sliding window of the tiny Mistral and Gemma 3 (8)
 ROUTER_LAYER = 2
@@ -149,12 +152,51 @@ def test_a_layer_outside_the_model_is_refused(layer):
     )
 
 
-def test_recurrent_models_are_refused_and_offered_two_passes():
+def test_recurrent_models_are_refused():
     config = MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=4, state_size=4)
     with pytest.raises(SplitUnsupportedError) as caught:
         SplitForward(MambaForCausalLM(config), ROUTER_LAYER)
-    assert str(caught.value).startswith("MambaForCausalLM cannot be split at layer 2: ")
-    assert str(caught.value).endswith("; set router.two_pass=true to route in a pass of its own")
+    assert str(caught.value) == (
+        "MambaForCausalLM cannot be split at layer 2: its layers keep recurrent states, and no "
+        "keys and values; use a base with attention layers"
+    )
+
+
+def test_layers_with_recurrent_states_beside_keys_and_values_are_offered_two_passes():
+    """The states of selected rows would be those of all rows."""
+    with pytest.raises(SplitUnsupportedError) as caught:
+        SplitForward(hybrid_model(), ROUTER_LAYER)
+    assert str(caught.value) == (
+        "FalconH1ForCausalLM cannot be split at layer 2: its layers keep recurrent states; set "
+        "router.two_pass=true to route in a pass of its own"
+    )
+
+
+def test_states_that_are_no_vector_per_token_are_refused_for_good():
+    """Gemma 3n hands several versions of each token from layer to layer: (2, b, t, d)."""
+    config = Gemma3nTextConfig(
+        vocab_size=VOCAB,
+        vocab_size_per_layer_input=VOCAB,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        num_hidden_layers=LAYERS,
+        num_kv_shared_layers=0,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=None,
+    )
+    model = Gemma3nForCausalLM(config).eval()
+    for forward in (SplitForward, partial(WholeForward, check=True)):
+        with pytest.raises(BaseModelError) as caught:
+            forward(model, ROUTER_LAYER)
+        assert str(caught.value) == (
+            "Gemma3nForCausalLM hands states of 4 dimensions from layer to layer; routing needs "
+            "one vector per token, use another base"
+        )
 
 
 def test_an_architecture_whose_layers_look_back_is_refused():

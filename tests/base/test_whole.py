@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from asr.base.split import position_ids_of
 from asr.base.whole import WholeForward
-from asr.errors import SplitUnsupportedError
-from tests.tiny_models import ARCHITECTURES, VOCAB, tiny_model
+from asr.errors import BaseModelError, SplitUnsupportedError
+from asr.model.generation import decode
+from tests.tiny_models import ARCHITECTURES, VOCAB, hybrid_model, tiny_model
 
 
 def batch():
@@ -84,3 +86,37 @@ def test_a_model_without_a_cache_is_refused(monkeypatch):
     monkeypatch.setattr(model, "forward", no_cache)
     with pytest.raises(SplitUnsupportedError, match="LlamaForCausalLM returns no key-value cache"):
         whole.suffix(state)
+
+
+def test_the_check_refuses_what_two_passes_cannot_serve_either():
+    config = MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=4, state_size=4)
+    with pytest.raises(SplitUnsupportedError, match="use a base with attention layers"):
+        WholeForward(MambaForCausalLM(config), 2, check=True)
+    model = tiny_model()
+    model.model.layers[3].forward = lambda hidden: hidden  # takes nothing else
+    with pytest.raises(BaseModelError) as caught:
+        WholeForward(model, 2, check=True)
+    assert str(caught.value).startswith("LlamaForCausalLM cannot answer in two passes: TypeError: ")
+    assert str(caught.value).endswith("; use another base")
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_rows_of_a_base_with_recurrent_states_end_one_after_another():
+    """Its rows cannot leave the batch: all stay, and each answers as if it were alone."""
+    model = hybrid_model()
+    whole = WholeForward(model, 2, check=True)
+    ids, mask = batch()
+
+    def answers(ids, mask, end):
+        state = whole.prefix(ids, mask)
+        config = GenerationConfig(max_new_tokens=6, eos_token_id=end, pad_token_id=0)
+        left: list[list[int]] = []
+        return decode(model, state, lambda: whole.suffix(state), config, None, left.append), left
+
+    free, _ = answers(ids, mask, 1)
+    end = next(token for token in free[0] if token not in free[1])
+    tokens, left = answers(ids, mask, end)
+    assert tokens == [free[0][: free[0].index(end) + 1], free[1]]
+    assert left == []
+    assert tokens[1] == answers(ids[1:, 4:], mask[1:, 4:], end)[0][0]

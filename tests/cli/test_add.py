@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Trained, refused, run_asr, write_rows
+from asr.cli.output import command_line
+from tests.cli.conftest import Edit, Trained, refused, run_asr, write_rows
 
 
 @pytest.fixture
@@ -20,6 +21,52 @@ def more(tmp_path: Path) -> Path:
 
 def entry(model: Path, name: str = "sum") -> dict:
     return json.loads((model / "manifest.json").read_text())["domains"][name]
+
+
+@pytest.mark.parametrize("now", [None, "", "{bad", "more"])
+def test_files_of_other_domains_are_not_looked_at(
+    trained: Trained, own: Path, tmp_path: Path, more: Path, now: str | None
+) -> None:
+    """Gone, empty, damaged, grown: what became of them since is not the new domain's matter."""
+    tree = json.loads((own / "manifest.json").read_text())
+    red = tmp_path / "red.jsonl"
+    tree["config"]["domains"]["red"]["train"] = str(red)
+    (own / "manifest.json").write_text(json.dumps(tree))
+    if now is not None:
+        red.write_text(more.read_text() if now == "more" else now)
+    before = entry(own, "red")
+    added = run_asr("add", own, f"rev={trained.root / 'rev.jsonl'}", "training.max_steps=1")
+    assert added.code == 0, added.err
+    assert entry(own, "red") == before
+    assert entry(own, "rev")["status"] == "done"
+
+
+def test_resume_keeps_the_settings_that_the_domain_began_with(
+    trained: Trained, own: Path, edit_manifest: Edit
+) -> None:
+    command = ["add", own, f"rev={trained.root / 'rev.jsonl'}"]
+    assert run_asr(*command, "adapter.rank=2", "training.max_steps=1").code == 0
+    made = entry(own, "rev")["adapter"]["sha256"]
+
+    def killed(tree: dict) -> None:
+        fresh = {"adapter": None, "router": None, "timings": {}, "tokens_per_second": None}
+        tree["domains"]["rev"].update(status="training", **fresh)
+
+    edit_manifest(own, killed)
+    assert (
+        f"unfinished: rev; go on with asr train CONFIG --out {own} --resume, or where it was added "
+        f"with {command_line([*command, '--resume'])}"
+    ) in run_asr("info", own).out.splitlines()
+    resumed = run_asr(*command, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert entry(own, "rev")["adapter"]["sha256"] == made
+    assert "begins again" not in resumed.out
+
+    edit_manifest(own, killed)
+    other = run_asr(*command, "adapter.rank=3", "--resume")
+    assert other.code == 0, other.err
+    assert "rev: placement.rank changed: 2 -> 3; its training begins again" in other.out.split("\n")
+    assert entry(own, "rev")["adapter"]["rank"] == 3
 
 
 def test_extend_info_remove(trained: Trained, own: Path, more: Path) -> None:

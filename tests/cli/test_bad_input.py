@@ -110,6 +110,28 @@ def test_output_folder_holds_something_else(trained: Trained, out: Path) -> None
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "base=nobody/nothing.gguf",
+        "domains.red.train=none.jsonl",
+        "training.max_length=600",
+        "adapter.placement.modules=[q_prj]",
+        "router.layer=9",
+    ],
+)
+@pytest.mark.parametrize("option", ["--resume", "--overwrite", None])
+def test_a_refused_first_run_leaves_nothing(
+    trained: Trained, tmp_path: Path, override: str, option: str | None
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    options = [] if option is None else [option]
+    for out in (tmp_path / "a" / "b" / "m", empty):
+        refused("train", trained.config, override, "--out", out, *options)
+    assert list(tmp_path.rglob("*")) == [empty]
+
+
 def test_resume_with_changed_settings(trained: Trained, own: Path) -> None:
     arguments = ["train", trained.config, "domains.red.training.epochs=2", "--out", own]
     assert refused(*arguments, "--resume") == (
@@ -181,6 +203,43 @@ def test_nothing_left_to_supervise(trained: Trained, own: Path) -> None:
         "rev: all labels masked: none of the 21 examples fits into max_length 8 with the answer "
         "whole (the shortest needs 26 tokens); raise max_length to at least 26, or give shorter "
         "answers"
+    )
+
+
+def test_dev_prompts_beyond_the_context(trained: Trained, own: Path, tmp_path: Path) -> None:
+    """Told before the training, whose evaluation could not answer them."""
+    data = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"{i} " + "red item " * 80, "completion": "x"} for i in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = sha256(own / "manifest.json")
+    message = refused("add", own, f"rev={data}", "max_new_tokens=100")
+    first, *listed = message.splitlines()
+    count = len(listed)
+    assert first == (
+        f"rev: {count} of {count} dev prompts and max_new_tokens=100 exceed the base's context of "
+        "512; shorten or remove them, lower max_new_tokens, or score by 'loss':"
+    )
+    assert count > 0 and all(line.startswith(f"{data.name}:") for line in listed), listed
+    assert sha256(own / "manifest.json") == before
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_is_scored_by_loss_may_be_longer_than_the_context(
+    trained: Trained, own: Path, tmp_path: Path, plain: bool
+) -> None:
+    data = tmp_path / "long.jsonl"
+    rows = [{"text": f"{i} " + "red item " * 90} for i in range(8)]
+    if not plain:
+        rows = [{"prompt": row["text"], "completion": "x"} for row in rows]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    added = run_asr("add", own, f"rev={data}", "scorer=loss", "training.max_steps=1")
+    assert added.code == 0, added.err
+
+
+def test_output_folder_below_a_file(trained: Trained) -> None:
+    out = trained.config / "m"
+    assert refused("train", trained.config, "--out", out) == (
+        f"'{out}' lies below a file: name a folder for the output"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from asr.eval.matrix import EvalMatrix
-from tests.cli.conftest import Edit, Trained, run_asr
+from tests.cli.conftest import Edit, Trained, refused, run_asr
 
 PNG = b"\x89PNG\r\n"
 
@@ -240,6 +241,75 @@ def test_route_reads_files_and_writes_json(trained: Trained, tmp_path: Path) -> 
     assert lines_of(whole.out)[0]["prompt"] == "red item 1\nand 2"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", '[{"prompt": "red item 1"}, {"prompt": "sum item 2"}]'),
+        ("rows.csv", "prompt,completion\nred item 1,x\nsum item 2,y\n"),
+        ("rows.tsv", "prompt\tcompletion\nred item 1\tx\nsum item 2\ty\n"),
+    ],
+)
+def test_prompts_are_read_from_every_kind_of_data_file(
+    trained: Trained, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    found = lines_of(run_asr("route", trained.model, "--file", tmp_path / name, "--json").out)
+    assert [row["prompt"] for row in found] == ["red item 1", "sum item 2"]
+
+
+def test_only_line_ends_part_the_prompts_of_a_text_file(trained: Trained, tmp_path: Path) -> None:
+    text = tmp_path / "rows.txt"
+    text.write_bytes("red\x0citem\r\nsum\u2028item\n".encode())
+    printed = run_asr("route", trained.model, "--file", text, "--json").out.rstrip("\n")
+    found = [json.loads(line) for line in printed.split("\n")]
+    assert [row["prompt"] for row in found] == ["red\x0citem", "sum\u2028item"]
+
+
+def test_an_empty_file_of_prompts(trained: Trained, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n")
+    said = refused("generate", trained.model, "--file", rows)
+    assert said == f"{rows}: the file has 0 rows; a row needs prompt or messages"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "gone/a.jsonl"], "--out: there is no folder 'gone'; make it first"),
+        (["--out", ".", "--overwrite"], "--out: '.' is a folder; name a file"),
+        (["--out", "old"], "'old' exists; choose another name, or add --overwrite to replace it"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").write_text("kept")
+    # no base is there: loading would say so
+    asked = ["generate", trained.model, "red item 1", "--base", tmp_path / "no-base", *options]
+    assert refused(*asked) == said
+    assert (tmp_path / "old").read_text() == "kept"
+
+
+def test_a_prompt_without_room_is_found_before_the_first_answer(
+    trained: Trained, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_text("red item 1\n" * 20 + "red " * 100 + "\n")
+    out = tmp_path / "answers.jsonl"
+    said = refused(
+        "generate", trained.model, "--file", rows, "--out", out, "--batch-size", 1,
+        "--max-new-tokens", 450,
+    )  # fmt: skip
+    assert said.startswith("prompt 21 of ")
+    assert "max_new_tokens=450 exceed the base's context of 512" in said
+    assert not out.exists()
+
+
 def test_generate_json(trained: Trained) -> None:
     arguments = ["generate", trained.model, "red item 1", "--max-new-tokens", 4, "--json"]
     outcome = run_asr(*arguments)
@@ -380,6 +450,8 @@ def test_info(trained: Trained) -> None:
     outcome = run_asr("info", trained.model)
     assert outcome.code == 0, outcome.err
     record = manifest(trained.model)
+    counts = json.loads(run_asr("info", trained.model, "--json").out)["router"]
+    held = sum(counts["calibration_prompts"][name] for name in ("red", "sum"))
     text = outcome.out
     for needed in (
         record["base"]["fingerprint"],
@@ -388,7 +460,7 @@ def test_info(trained: Trained) -> None:
         "layer 2 of 4, expansion none",
         record["domains"]["sum"]["adapter"]["sha256"][:8],
         "ridge ",
-        "right on ",
+        f"right on {held} held-out: ",
         "threshold: none, no prompt goes to the base",
         "warning: too few held-out prompts",
         "files: all as recorded",
@@ -415,6 +487,17 @@ def test_info_of_a_dominant_placement(
     assert any(line.startswith("sum done") and line.endswith(shown) for line in lines)
 
 
+def test_info_names_what_the_next_solve_would_lack(own: Path, edit_manifest: Edit) -> None:
+    (own / "router" / "_background.safetensors").unlink(missing_ok=True)
+    entry = {"sha256": "0" * 64, "samples": 6, "prompts": 5}
+    edit_manifest(own, lambda tree: tree.update(background=entry))
+    [problem] = json.loads(run_asr("info", own, "--json").out)["problems"]
+    assert problem == (
+        f"{own}/router/_background.safetensors is missing; run asr train CONFIG --out {own} "
+        "--resume to make it again"
+    )
+
+
 def test_info_json(trained: Trained) -> None:
     record = json.loads(run_asr("info", trained.model, "--json").out)
     assert record["manifest"] == manifest(trained.model)
@@ -431,7 +514,7 @@ def test_info_of_an_unfinished_model(own: Path, edit_manifest: Edit) -> None:
     )
     outcome = run_asr("info", own)
     assert outcome.code == 0, outcome.err
-    assert f"unfinished: sum; go on with asr train ... --out {own} --resume" in outcome.out
+    assert f"unfinished: sum; go on with asr train CONFIG --out {own} --resume, or" in outcome.out
 
 
 def test_eval_shows_and_draws_the_dev_matrices(own: Path) -> None:
@@ -461,6 +544,19 @@ def test_eval_on_the_recorded_test_files(own: Path) -> None:
     again = run_asr("eval", own, "--split", "test")
     assert "every answer was in the cache" in again.out
     assert (folder / "matrix.json").read_text() == stored
+
+
+def test_eval_says_what_scorers_that_generate_nothing_cost(own: Path, edit_manifest: Edit) -> None:
+    def by_loss(tree: dict) -> None:
+        for entry in tree["domains"].values():
+            entry["scorer"] = "loss"
+
+    edit_manifest(own, by_loss)
+    first = run_asr("eval", own, "--split", "test", "--kind", "bare")
+    assert first.code == 0, first.err
+    assert re.search(r"\n2\d likelihoods computed, ", first.out)  # base, own adapter, few others
+    again = run_asr("eval", own, "--split", "test", "--kind", "bare")
+    assert "\nevery answer was in the cache, " in again.out
 
 
 def test_eval_on_given_files_as_json(trained: Trained, own: Path, tmp_path: Path) -> None:

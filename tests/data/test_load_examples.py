@@ -41,7 +41,6 @@ TAIL = "a domain needs at least 4 with different prompts (training, dev cut, cal
         (pairs(3), None, "3 examples"),
         (pairs(1) * 5, None, "5 examples with 1 different prompt"),
         (pairs(2) * 5, None, "10 examples with 2 different prompts"),
-        (pairs(9), 3, "9 examples, of which limit 3 keeps 3"),
     ],
 )
 def test_too_few(tmp_path: Path, rows: list[dict[str, Any]], limit: int | None, found: str) -> None:
@@ -51,11 +50,28 @@ def test_too_few(tmp_path: Path, rows: list[dict[str, Any]], limit: int | None, 
     assert str(error.value) == f"legal: data.jsonl has {found}; {TAIL} to {path}"
 
 
+def test_too_low_a_limit(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        load_examples(write(tmp_path, pairs(9)), name="legal", limit=3)
+    advice = TAIL.replace("add rows", "raise limit, or leave it out")
+    found = "9 examples, of which limit 3 keeps 3"
+    assert str(error.value) == f"legal: data.jsonl has {found}; {advice}"
+
+
 def test_another_minimum(tmp_path: Path) -> None:
     path = write(tmp_path, pairs(1))
     assert len(load_examples(path, name="legal", minimum=1).examples) == 1
     with pytest.raises(DataError, match="needs at least 9 with different prompts"):
         load_examples(path, name="legal", minimum=9)
+
+
+def test_an_empty_dev_or_test_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [])
+    with pytest.raises(DataError) as error:
+        load_examples(path, name="legal", minimum=1)
+    assert str(error.value) == (
+        f"legal: data.jsonl has 0 examples; at least 1 is needed; add rows to {path}"
+    )
 
 
 def test_limit_is_the_first_of_a_seeded_shuffle_in_file_order(tmp_path: Path) -> None:

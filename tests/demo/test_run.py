@@ -93,6 +93,7 @@ def test_it_tells_what_it_found_and_what_to_type_next(told: tuple[Path, str]) ->
     for expected in (
         "training tokens/s here: the quick demo takes about",
         "1 of 2: dates",
+        "since its domain was learned is marked with !",
         "the adapter is copied",
         "one LoRA: from where dates ended, ",
         f"figure: {folder / 'forgetting.png'}",
@@ -104,6 +105,8 @@ def test_it_tells_what_it_found_and_what_to_type_next(told: tuple[Path, str]) ->
     for question in questions_for(QUICK.domains):
         assert f"> {question.text}" in text
     assert text.count("  -> ") == len(questions_for(QUICK.domains))
+    answers = text[text.index("== 4.") : text.index("== Done")].split("\n")[1:]
+    assert all(line.startswith(("> ", "  ")) for line in answers if line.strip())
 
 
 def test_a_second_start_does_nothing_again(

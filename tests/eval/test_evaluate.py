@@ -38,7 +38,7 @@ def model():
 def routers(model):
     contract = model.manifest.contract
     domains = read_domains(model.directory, ORDER, contract)
-    others = read_background(model.directory, contract)
+    others = read_background(model.directory, model.manifest)
     return [
         fit_router([*domains[: k + 1], *others], RouterSettings(), contract, 32) for k in range(3)
     ]

@@ -70,7 +70,7 @@ ALL = [(kind, domain) for kind in KINDS for domain in ORDER]
 def test_routers_of_earlier_steps_are_those_of_that_time(model):
     contract = model.manifest.contract
     domains = read_domains(model.directory, ORDER, contract)
-    background = read_background(model.directory, contract)
+    background = read_background(model.directory, model.manifest)
     assert [other.name for other in background] == ["_background"]
     for count, name in enumerate(ORDER, start=1):
         then = load_router(trained() / f"router-{name}.safetensors", contract.hash).router

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from asr.base.split import SplitForward
-from asr.errors import ContractError, DataError
+from asr.errors import ContractError, DataError, RouterError
 from asr.model.background import (
     NAME,
     fit_background,
@@ -16,7 +18,7 @@ from asr.model.background import (
     store_background,
 )
 from asr.model.contract import FeatureContract, Truncation
-from asr.model.directory import ModelDirectory
+from asr.model.directory import ModelDirectory, file_sha256
 from asr.model.routing import feature_map
 from asr.router import (
     BASE_ROUTE,
@@ -61,17 +63,38 @@ def test_samples_are_distinct_the_same_again_and_leave_the_random_state(base):
 def test_it_is_stored_beside_the_domains_and_read_back(base, contract, tmp_path):
     directory = ModelDirectory(tmp_path)
     directory.router_folder.mkdir()
-    assert read_background(directory, contract) == []
+    ledger = SimpleNamespace(contract=contract, background=None)
+    assert read_background(directory, ledger) == []
     made = fit_background(base, SplitForward(base.model, 2), contract, 24)
     assert made.statistics.kind == "background"
     store_background(directory, made, contract)
-    (read,) = read_background(directory, contract)
+    ledger.background = SimpleNamespace(sha256=file_sha256(directory.background))
+    (read,) = read_background(directory, ledger)
     assert read.name == NAME
     assert read.statistics.kind == "background"
     np.testing.assert_array_equal(read.statistics.gram(), made.statistics.gram())
     np.testing.assert_array_equal(read.calibration.pooled, made.calibration.pooled)
-    with pytest.raises(ContractError):
-        read_background(directory, contract.model_copy(update={"layer": 1}))
+    ledger.contract = contract.model_copy(update={"layer": 1})
+    with pytest.raises(ContractError, match="layer is 1 in this model and 2 there"):
+        read_background(directory, ledger)
+
+
+def test_a_background_that_is_gone_or_changed_is_never_left_out(base, contract, tmp_path):
+    directory = ModelDirectory(tmp_path)
+    directory.router_folder.mkdir()
+    recorded = SimpleNamespace(sha256="0" * 64)
+    ledger = SimpleNamespace(contract=contract, background=recorded)
+    again = f"run asr train CONFIG --out {tmp_path} --resume to make it again"
+    with pytest.raises(RouterError) as caught:
+        read_background(directory, ledger)
+    assert str(caught.value) == f"{directory.background} is missing; {again}"
+    directory.background.write_bytes(b"else")
+    with pytest.raises(RouterError) as caught:
+        read_background(directory, ledger)
+    found = file_sha256(directory.background)[:12]
+    assert str(caught.value) == (
+        f"{directory.background} was changed (sha256 {found}..., recorded 000000000000...); {again}"
+    )
 
 
 def test_a_request_is_known_by_how_far_it_stands_above_the_background(base, contract):

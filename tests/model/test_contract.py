@@ -125,10 +125,10 @@ def test_a_contract_cannot_be_changed() -> None:
 
 def test_numeric_differences_are_told_not_refused() -> None:
     recorded = NumericContract(dtype="float32", quantisation=None, device="cpu")
-    assert recorded.differences(recorded) == []
+    assert recorded.differences(recorded) == {}
     now = NumericContract(dtype="bfloat16", quantisation="nf4", device="cuda")
-    assert recorded.differences(now) == [
-        "dtype: float32 at training, bfloat16 now",
-        "quantisation: none at training, nf4 now",
-        "device: cpu at training, cuda now",
-    ]
+    assert recorded.differences(now) == {
+        "dtype": ("float32", "bfloat16"),
+        "quantisation": ("none", "nf4"),
+        "device": ("cpu", "cuda"),
+    }

@@ -109,6 +109,7 @@ def test_this_process_itself_is_named(tmp_path: Path) -> None:
 
 
 def test_release_lets_the_next_one_in_and_keeps_the_file(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
     lock = DirectoryLock(tmp_path)
     lock.release()
     lock.acquire()
@@ -125,6 +126,40 @@ def test_release_lets_the_next_one_in_and_keeps_the_file(tmp_path: Path) -> None
     assert (tmp_path / LOCK_FILE).read_text() == ""
     with DirectoryLock(tmp_path):
         assert not lock.held
+
+
+def test_an_otherwise_empty_folder_loses_the_file(tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path):
+        assert (tmp_path / LOCK_FILE).exists()
+    assert list(tmp_path.iterdir()) == []
+    with DirectoryLock(tmp_path):
+        (tmp_path / LOCK_FILE).unlink()
+        (tmp_path / LOCK_FILE).write_text("of somebody else")
+    assert (tmp_path / LOCK_FILE).read_text() == "of somebody else"
+    with DirectoryLock(tmp_path) as lock:
+        (tmp_path / LOCK_FILE).unlink()
+        tmp_path.rmdir()
+    assert not lock.held
+
+
+def test_a_file_that_was_taken_away_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it, its holder may have removed it and gone."""
+    first = DirectoryLock(tmp_path)
+    first.acquire()
+    flock = fcntl.flock
+
+    def late(fd: int, flags: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.release()
+        flock(fd, flags)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with DirectoryLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+        with pytest.raises(LockedError):
+            DirectoryLock(tmp_path).acquire()
 
 
 def test_an_exception_releases(tmp_path: Path) -> None:

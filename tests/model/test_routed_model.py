@@ -16,6 +16,7 @@ import asr
 from asr.errors import (
     AdapterError,
     BaseModelError,
+    ConfigError,
     ContractError,
     DataError,
     DirectoryError,
@@ -204,6 +205,10 @@ def test_decisions_travel_with_their_requests_across_threads(model):
     ("prompts", "options", "error", "message"),
     [
         ([], {}, DataError, "no prompts given; give at least one"),
+        ("hello", {}, DataError, "a text where a list of prompts is needed; give ['hello']"),
+        ([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}], {}, DataError,
+         "messages where a list of prompts is needed; give a list of conversations: [[{"),
+        (["ok"], {"batch_size": 0}, ConfigError, "batch_size is 0; it must be 1 or more"),
         ([""], {}, DataError, "the prompt has no text to route on"),
         (["ok", " \n\t"], {}, DataError, "prompt 2: the prompt has no text to route on"),
         ([[]], {}, DataError, "a prompt has no user message; give at least one"),
@@ -212,6 +217,10 @@ def test_decisions_travel_with_their_requests_across_threads(model):
         ([[{"role": "user", "content": 3}]], {}, DataError, "{'role': 'user', 'content': 3} is no"),
         ([["hello"]], {}, DataError, "'hello' is no message; a prompt is a text, or a list of"),
         ([7], {}, DataError, "7 is no message"),
+        ([[{"role": "usr", "content": "hello"}]], {}, DataError,
+         "unknown role 'usr' (did you mean 'user'?); there are: assistant, system, user"),
+        (["ok"], {"temperature": 0.5}, ConfigError,
+         "temperature=0.5 does nothing without do_sample=True; add it, or leave temperature out"),
         ([None], {}, DataError, "None is no message"),
         (["ok"], {"adapter": "redd"}, AdapterError,
          "unknown adapter 'redd' (did you mean 'red'?); there are: auto, base, red, rev, sum"),
@@ -220,6 +229,7 @@ def test_decisions_travel_with_their_requests_across_threads(model):
          "1 adapter names for 2 prompts; give one for each"),
         (["ok"], {"max_new_tokens": 0}, DataError, "max_new_tokens is 0; it must be 1 or more"),
         (["ok"], {"max_new_tokens": 512}, DataError, "exceed the base's context of 512; shorten"),
+        (["ok", "longer " * 9], {"max_new_tokens": 500}, DataError, "prompt 2 of "),
         (["a b " * 600], {}, DataError, "the base's context holds 512; shorten the prompt"),
     ],
 )  # fmt: skip
@@ -323,6 +333,27 @@ def test_no_finished_domain(copy):
         DirectoryError, match=r"has no finished domain yet; run asr train with --res"
     ):
         load(copy)
+
+
+def test_an_older_router_is_said(copy):
+    """It never routes to the domain that was added since: nobody would see why."""
+    shutil.copy(trained() / "router-sum.safetensors", copy / "router" / "router.safetensors")
+    said: list[str] = []
+    assert load(copy, say=said.append).domains == ("red", "sum")
+    [warning] = [line for line in said if line.startswith("warning")]
+    assert warning == (
+        "warning: the router does not know 'rev' and sends nothing there, though it is finished: "
+        "finish asr remove MODEL rev if that was stopped, or run asr train CONFIG --out MODEL "
+        "--resume to derive the router again"
+    )
+
+
+def test_an_unknown_quantisation_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "nothing", quantisation="int4")
+    assert str(caught.value) == (
+        "unknown quantisation 'int4' (did you mean 'int8'?); there are: int8, nf4, none"
+    )
 
 
 def test_a_router_of_domains_that_are_gone(copy):

@@ -49,9 +49,9 @@ def _little_garbage() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Bit-equality is promised for one number of threads."""
+    """Bit-equality is promised for one number of threads: also of what a module's fixtures make."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -90,13 +90,25 @@ def plan(*domains: str | DomainPlan, **changes: Any) -> RunPlan:
         (
             ledger(a="done", b="training", c="pending"),
             plan("a", domain("b", epochs=3), domain("c", epochs=3)),
-            Resume(("b", "c"), restart=("b",)),
+            Resume(("b", "c"), restart={"b": ("epochs changed: 2 -> 3",)}),
         ),
-        (ledger(b="training"), plan(domain("b", B)), Resume(("b",), restart=("b",))),
-        (ledger(b="training"), plan("b", seed=1), Resume(("b",), restart=("b",))),
-        (ledger(b="training"), plan("b", quantisation="nf4"), Resume(("b",), restart=("b",))),
+        (
+            ledger(b="training"),
+            plan(domain("b", B)),
+            Resume(("b",), {"b": (f"training data (sha256) changed: {A[:12]}... -> {B[:12]}...",)}),
+        ),
+        (
+            ledger(b="training"),
+            plan("b", seed=1),
+            Resume(("b",), {"b": ("seed changed: 0 -> 1",)}),
+        ),
+        (
+            ledger(b="training"),
+            plan("b", quantisation="nf4"),
+            Resume(("b",), {"b": ("quantisation changed: null -> nf4",)}),
+        ),
         (ledger(a="pending", b="pending"), plan("b", "a"), Resume(("b", "a"))),
-        (ledger(a="done", b="pending", c="training"), plan("a"), Resume((), (), ("b", "c"))),
+        (ledger(a="done", b="pending", c="training"), plan("a"), Resume((), {}, ("b", "c"))),
         (ledger(a="done", b="pending"), plan("a", "x", "b"), Resume(("x", "b"))),
         (ledger(a="pending", b="done"), plan("a", "b"), Resume(("a",))),
         # A finished domain survives the loss of its data.

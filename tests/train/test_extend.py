@@ -33,9 +33,9 @@ from asr.model.routed_model import make_forward
 from asr.model.routing import fit_domain, fit_router, read_domains
 from asr.router import RouterSettings, RoutingDomain, load_domain, load_router
 from asr.train.check_data import check_data
+from asr.train.domain_data import EarlierData, encode_domain
 from asr.train.extend import extend_domain
 from asr.train.extension_config import extension_config
-from asr.train.prepare import EarlierData, encode_domain
 from asr.train.remove import remove_domain
 from tests.train.conftest import Recorder, RunServer, Workshop, published, write_domain
 

@@ -18,6 +18,8 @@ from safetensors.numpy import load_file
 from asr.errors import ConfigError
 from asr.model.directory import ModelDirectory
 from asr.model.manifest import Manifest
+from asr.train.domain_data import encode_domain
+from asr.train.sequence import train_sequence
 from tests.train.conftest import (
     Recorder,
     RunServer,
@@ -232,6 +234,41 @@ def test_a_finished_domain_needs_its_dev_file_no_more(shop: Workshop) -> None:
     dev.unlink()
     shop.train("m", domains, resume=True)
     assert published(out) == before
+
+
+def test_data_of_a_finished_domain_that_cannot_be_read(shop: Workshop) -> None:
+    out = shop.train("m", ["red"])
+    before = published(out)
+    red = shop.folder / "red.jsonl"
+    red.write_text("")
+    assert refusal(shop, ["red"]) == (
+        "domain 'red' is finished, and its data cannot be compared with what it was trained on: "
+        f"red: red.jsonl has 0 examples; a domain needs at least 4 with different prompts "
+        f"(training, dev cut, calibration); add rows to {red}\n"
+        "put it back as it was, or move it away: a finished domain does not need it"
+    )
+    assert published(out) == before
+
+
+def test_data_of_finished_domains_is_compared_and_not_encoded(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.train("m", ["red"])
+    encoded = []
+
+    def counting(name: str, *arguments: Any) -> Any:
+        encoded.append(name)
+        return encode_domain(name, *arguments)
+
+    monkeypatch.setattr("asr.train.prepare.encode_domain", counting)
+    whole = shop.train("m", ["red", "sum"], resume=True)
+    assert encoded == ["sum"]
+    assert "views changed" in refusal(shop, ["red", "sum"], training__views=["bare"])
+    (shop.folder / "red.jsonl").write_text("{")  # nobody looks
+    train_sequence(
+        shop.config(["red", "sum", "turn"]), whole.path, resume=True, compare_finished=False
+    )
+    assert encoded == ["sum", "turn"]
 
 
 def test_an_unfinished_domain_may_change_and_starts_again(shop: Workshop) -> None:
