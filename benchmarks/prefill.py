@@ -52,11 +52,13 @@ def random_router(hidden_size: int, expansion: int) -> Router:
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, nargs="+", default=[128, 256])
-    parser.add_argument("--expansion", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--base", default="smollm2-135m", help="default: smollm2-135m")
+    parser.add_argument("--batch", type=int, default=8, help="prompts at once; default: 8")
+    parser.add_argument(
+        "--length", type=int, nargs="+", default=[128, 256], help="in tokens; default: 128 256"
+    )
+    parser.add_argument("--expansion", type=int, default=0, help="of the features; default: none")
+    parser.add_argument("--rounds", type=int, default=15, help="timed of each; default: 15")
     args = parser.parse_args()
 
     base = load_base(args.base)

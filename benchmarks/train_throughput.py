@@ -32,6 +32,8 @@ from asr.train.supervised import SupervisedCollator, supervised_loss
 from benchmarks.interleaved import interleave, machine
 from demo.domains import make_domain
 
+PLACEMENTS = ["deep", "all", "one"]
+
 
 def plain_collator(pad_token_id: int) -> Any:
     """Right padding, labels as they are: what DataCollatorForSeq2Seq does."""
@@ -134,12 +136,19 @@ def compare(
 def main() -> None:
     """Parse the arguments, measure every placement, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--base", default="smollm2-135m", help="default: smollm2-135m")
     parser.add_argument("--data", help="JSONL file; default: the project's own demo data")
-    parser.add_argument("--batch", type=int, nargs="+", default=[4])
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--placement", nargs="+", default=["deep", "all", "one"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[4], help="sizes; default: 4")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps a run; default: 12")
+    parser.add_argument("--rounds", type=int, default=3, help="runs a side; default: 3")
+    parser.add_argument(
+        "--placement",
+        nargs="+",
+        choices=PLACEMENTS,
+        default=PLACEMENTS,
+        metavar="KIND",
+        help="of deep, all, one (a down-projection in the middle); default: all three",
+    )
     args = parser.parse_args()
 
     base = load_base(args.base)

@@ -99,7 +99,8 @@ def _run(given: argparse.Namespace, console: Console) -> None:
         "private + router: every domain has an adapter of its own on one frozen base;\n"
         "                  a router in closed form picks the adapter for each prompt\n"
         "one LoRA:         one adapter goes on from domain to domain, as people do today\n"
-        "Both get the same examples, steps, batches and learning rate.",
+        "Both get the same examples, steps, batches and learning rate. A score that has fallen by\n"
+        "more than a twentieth since its domain was learned is marked with !",
         soft_wrap=True,
     )
     try:

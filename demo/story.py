@@ -165,7 +165,8 @@ class Story:
             console.print(Text(f"\n> {question.text}"), soft_wrap=True)
             console.print(route, soft_wrap=True)
             more = " ..." if answer.finish == "length" else ""
-            console.print(Text(f"  {answer.text.strip()}{more}"), soft_wrap=True)
+            said = answer.text.strip().replace("\n", "\n  ")
+            console.print(Text(f"  {said}{more}"), soft_wrap=True)
 
     # -- inside ----------------------------------------------------------------------------------
 
