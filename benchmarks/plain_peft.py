@@ -59,18 +59,24 @@ def main() -> None:
             adapted = PeftModel.from_pretrained(
                 plain.to(base.device), routed.directory.adapter(name, entry.version)
             ).eval()
-        with torch.no_grad():
-            theirs = adapted(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position_ids_of(mask),
-                logits_to_keep=1,
-            ).logits[:, -1]
-        difference = (ours - theirs).abs().max().item()
-        agree = bool((ours.argmax(-1) == theirs.argmax(-1)).all())
+
+        def last_logits(model: torch.nn.Module = adapted) -> torch.Tensor:
+            positions = position_ids_of(mask)
+            with torch.no_grad():
+                return model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+                ).logits[:, -1]
+
+        theirs = last_logits()
+        adapted.get_output_embeddings().register_forward_pre_hook(
+            lambda module, args: (args[0].contiguous(),)
+        )
+        alike = last_logits()
         print(
-            f"{name}: largest logit difference {difference:g} "
-            f"(logits up to {theirs.abs().max().item():.1f}), same next token: {agree}"
+            f"{name}: largest logit difference {(ours - theirs).abs().max():g} (logits up to "
+            f"{theirs.abs().max():.1f}), {(ours - alike).abs().max():g} with the head's input in "
+            f"one piece as in ours; same next token: "
+            f"{bool((ours.argmax(-1) == theirs.argmax(-1)).all())}"
         )
 
 
