@@ -35,6 +35,16 @@ def prompts_of(routed: RoutedModel, name: str) -> list[Prompt]:
     return [list(example.prompt) for example in kept[:PROMPTS]]
 
 
+def last_logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logits of the last position, (b, v), of a plain forward over (b, t) ids and mask."""
+    positions = position_ids_of(mask)
+    with torch.no_grad():
+        logits: torch.Tensor = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+        ).logits
+    return logits[:, -1]
+
+
 def main() -> None:
     """Parse the arguments, compare every domain, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -59,19 +69,11 @@ def main() -> None:
             adapted = PeftModel.from_pretrained(
                 plain.to(base.device), routed.directory.adapter(name, entry.version)
             ).eval()
-
-        def last_logits(model: torch.nn.Module = adapted) -> torch.Tensor:
-            positions = position_ids_of(mask)
-            with torch.no_grad():
-                return model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
-                ).logits[:, -1]
-
-        theirs = last_logits()
+        theirs = last_logits(adapted, ids, mask)
         adapted.get_output_embeddings().register_forward_pre_hook(
             lambda module, args: (args[0].contiguous(),)
         )
-        alike = last_logits()
+        alike = last_logits(adapted, ids, mask)
         print(
             f"{name}: largest logit difference {(ours - theirs).abs().max():g} (logits up to "
             f"{theirs.abs().max():.1f}), {(ours - alike).abs().max():g} with the head's input in "

@@ -14,7 +14,10 @@ Kinds:
 Left out on purpose: embeddings, the language-model head and the experts of mixture-of-experts
 layers. Experts that are 3-D parameters are no linear modules, which plain LoRA files cannot express
 for every engine that reads them; experts that are linear modules see tokens that were picked out of
-the batch, so that in a mixed batch nobody knows whose they are.
+the batch, so that in a mixed batch nobody knows whose they are. So are linear modules that an
+adapter would not reach: the ``out_proj`` of state-space mixers, whose fused kernels read the weight
+past the module, and the dense or shared MLPs of those mixture-of-experts models in which PEFT takes
+such a name for the experts'.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -115,7 +120,7 @@ class Placement:
 def linear_modules(model: nn.Module) -> list[LinearModule]:
     """List the linear modules (``nn.Linear`` and its quantised kinds, ``Conv1D``) of every layer.
 
-    Experts are left out (see above).
+    Experts, and modules that an adapter would not reach, are left out (see above).
 
     Raises:
         BaseModelError: if the decoder layers cannot be found.
@@ -125,7 +130,7 @@ def linear_modules(model: nn.Module) -> list[LinearModule]:
     modules: list[LinearModule] = []
     for index, layer in enumerate(found.modules):
         for name, module in layer.named_modules():
-            if "experts" in name.split("."):
+            if "experts" in name.split(".") or _is_read_past(layer, name):
                 continue
             if isinstance(module, Conv1D):
                 rows, columns = module.weight.shape
@@ -140,12 +145,30 @@ def linear_modules(model: nn.Module) -> list[LinearModule]:
                         module.out_features,
                     )
                 )
+    modules = _meant_alike_by_peft(model, modules)
     if not modules:
         raise AdapterError(
             f"{type(model).__name__} has no linear module in its decoder layers; "
             "LoRA needs nn.Linear or Conv1D modules, choose another base"
         )
     return modules
+
+
+def _is_read_past(layer: nn.Module, name: str) -> bool:
+    """Whether a module is the ``out_proj`` of a state-space mixer (Mamba and its kin)."""
+    parent, _, kind = name.rpartition(".")
+    if kind != "out_proj":
+        return False
+    mixer = layer.get_submodule(parent)
+    return hasattr(mixer, "A_log") and hasattr(mixer, "D")
+
+
+def _meant_alike_by_peft(model: nn.Module, modules: list[LinearModule]) -> list[LinearModule]:
+    """The modules whose names PEFT does not take for the experts' (gate_proj and the like)."""
+    config = LoraConfig(target_modules=[module.name for module in modules])
+    convert_peft_config_for_transformers(config, model=model, conversions=None)
+    kept = set(config.target_modules or ())
+    return [module for module in modules if module.name in kept]
 
 
 def resolve_placement(

@@ -47,6 +47,10 @@ BUILTIN_BOS = "{{- bos_token -}}"
 
 PROBE_QUESTION = "asr-probe-question"
 PROBE_ANSWER = "asr-probe-answer"
+_PROBE = (
+    {"role": "user", "content": PROBE_QUESTION},
+    {"role": "assistant", "content": PROBE_ANSWER},
+)
 
 _DATE_CALL = re.compile(
     r"""\bstrftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>(?:\\.|(?!(?P=quote)).)*)"""
@@ -66,6 +70,8 @@ class ChatTemplate:
             tokenizer's end of sequence where it is another one. Never empty.
         adds_bos: whether the tokenizer puts a beginning-of-sequence token before plain text. Where
             the template does not write it, whoever tokenises a rendering adds it.
+        answer_opening: what the template writes between a prompt and the answer's own text (empty
+            reasoning tags, as Qwen3's does), as it is decoded from generated tokens; mostly empty.
     """
 
     text: str
@@ -73,6 +79,7 @@ class ChatTemplate:
     end_of_turn_ids: tuple[int, ...]
     adds_bos: bool
     _tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
+    answer_opening: str = ""
 
     @classmethod
     def from_tokenizer(
@@ -108,7 +115,11 @@ class ChatTemplate:
             source = builtin
         pinned = pin_date(source, date or datetime.date.today())
         unprobed = cls(pinned, pinned == builtin, (), bos, tokenizer)
-        return replace(unprobed, end_of_turn_ids=_end_of_turn(unprobed, tokenizer))
+        return replace(
+            unprobed,
+            end_of_turn_ids=_end_of_turn(unprobed, tokenizer),
+            answer_opening=_answer_opening(unprobed, tokenizer),
+        )
 
     @property
     def hash(self) -> str:
@@ -212,12 +223,8 @@ def _end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> 
     A token that was added to the vocabulary without being marked special counts where no special
     one follows (some ChatML fine-tunes add ``<|im_end|>`` that way).
     """
-    probe = [
-        {"role": "user", "content": PROBE_QUESTION},
-        {"role": "assistant", "content": PROBE_ANSWER},
-    ]
     try:
-        text = template.render(probe, add_generation_prompt=False)
+        text = template.render(_PROBE, add_generation_prompt=False)
     except DataError as error:
         reason = " ".join(str(error.__cause__).split())
         raise BaseModelError(
@@ -243,3 +250,13 @@ def _end_of_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> 
             "tokenizer_config.json"
         )
     return tuple(dict.fromkeys(ids))
+
+
+def _answer_opening(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Find what an adapter learns to write before an answer because the template does."""
+    prompt = template.render(_PROBE[:1], add_generation_prompt=True)
+    turn, _, _ = template.render(_PROBE, add_generation_prompt=False).rpartition(PROBE_ANSWER)
+    opening = turn.removeprefix(prompt) if turn.startswith(prompt) else ""
+    ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
+    decoded = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return decoded if decoded.strip() else ""  # a space before the answer is the tokenizer's matter

@@ -1,14 +1,15 @@
 """Where every command ends: what went wrong becomes a line and an exit code.
 
-========================  ====  =====================================================
-what                      code  what is printed on standard error
-========================  ====  =====================================================
-a mistake in the command  2     ``error: ...``, the usage, where help is
-:class:`AsrError`         2     ``error: ...``
-anything else             1     ``internal error: ... (run again with --debug)``
-Ctrl-C                    130   what is kept, and how to go on
-a closed pipe             1     nothing
-========================  ====  =====================================================
+=========================  ====  =====================================================
+what                       code  what is printed on standard error
+=========================  ====  =====================================================
+a mistake in the command   2     ``error: ...``, the usage, where help is
+:class:`AsrError`          2     ``error: ...``
+``asr info`` finds damage  2     nothing: it stands on standard output
+anything else              1     ``internal error: ... (run again with --debug)``
+Ctrl-C                     130   what is kept, and how to go on
+a closed pipe              1     nothing
+=========================  ====  =====================================================
 
 ``--debug``, anywhere on the line, shows the traceback as well.
 """

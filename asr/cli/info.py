@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from asr.cli.options import JsonOption, ModelArgument
 from asr.cli.output import command_line, counted, seconds, size, stdout, write_line
-from asr.errors import RouterError
+from asr.errors import AsrError, RouterError
 
 if TYPE_CHECKING:
     from asr.model.manifest import DomainEntry, Manifest
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 def info(model: ModelArgument, as_json: JsonOption = False) -> None:
     r"""Show what MODEL holds: base, domains, router, and whether its files are intact.
+
+    Exits with 2 if files are missing or changed (listed as problems), with 0 otherwise.
 
     \b
     asr info MODEL
@@ -54,7 +57,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             "problems": problems,
         }
         write_line(json.dumps(record, ensure_ascii=False, indent=1))
-        return
+        _end(problems)
     console = stdout()
     _show_model(console, model, manifest)
     if manifest.domains:
@@ -69,6 +72,12 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             console.print(Text(line), soft_wrap=True)
         console.print()
     _show_state(console, model, manifest, problems)
+    _end(problems)
+
+
+def _end(problems: list[str]) -> NoReturn:
+    """Leave with the exit code that a script asks for."""
+    raise typer.Exit(AsrError.exit_code if problems else 0)
 
 
 def _show_model(console: Console, model: Path, manifest: Manifest) -> None:
@@ -189,12 +198,12 @@ def _steps(entry: DomainEntry) -> int | None:
     if isinstance(most, int):
         return most
     batch, epochs = training.get("batch_size"), training.get("epochs")
-    if data is None or data.train is None or not isinstance(batch, int):
+    if data is None or data.train is None or not isinstance(batch, int) or batch < 1:
         return None
     if not isinstance(epochs, int):
         return None
     views = training.get("views")
-    shown = len(views) if isinstance(views, list) else 1
+    shown = len(views) if isinstance(views, list) and views else 1
     rows = (data.train - (data.dropped or 0)) * shown
     return math.ceil(math.ceil(rows / batch) * epochs / shown)
 

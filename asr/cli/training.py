@@ -177,7 +177,7 @@ def make_view(console: Console, out: Path) -> Any:
 
     def _plan_table(domains: list[PreparedDomain]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("domain", overflow="fold")
+        table.add_column("domain", overflow="fold", min_width=len("domain"))
         for heading in ("train", "dev", "steps", "batch", "rate"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("placement")

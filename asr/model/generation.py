@@ -100,19 +100,23 @@ def generation_settings(defaults: Mapping[str, Any], fields: Mapping[str, Any]) 
             value out of range, a field of sampling where nothing is sampled, or a mode other than
             greedy and sampling.
     """
-    known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
+    plain = GenerationConfig()
+    known = [name for name in vars(plain) if not name.startswith("_")]
     for name, value in fields.items():
         if name not in known:
             raise ConfigError(
                 f"unknown generation setting '{name}'{did_you_mean(name, known)}; fields of "
                 "transformers' GenerationConfig are accepted"
             )
+        if name in _UNFOLLOWED and value is not None and value != getattr(plain, name):
+            raise ConfigError(f"{name}={value!r} is not supported; leave {name} out")
         if name in _RANGES and value is not None:
-            low, high = _RANGES[name]
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            low, high, kind = _RANGES[name]
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
             if not is_number or not low <= value <= high:
                 raise ConfigError(
-                    f"{name}={value!r} is out of range; give a number from {low:g}"
+                    f"{name}={value!r} is out of range; give a "
+                    f"{'whole ' if kind is int else ''}number from {low:g}"
                     + (f" to {high:g}" if high < math.inf else " up")
                 )
     given = {name: value for name, value in fields.items() if value is not None}
@@ -130,13 +134,27 @@ _COMPACT_AT = 0.75
 """Share of the batch's rows still running at which the others leave it."""
 
 _SMALLEST = 1e-4
-_RANGES = {
-    "temperature": (_SMALLEST, math.inf),
-    "top_p": (_SMALLEST, 1.0),
-    "top_k": (0.0, math.inf),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (_SMALLEST, math.inf),
+_RANGES: dict[str, tuple[float, float, Any]] = {
+    "temperature": (_SMALLEST, math.inf, int | float),
+    "top_p": (_SMALLEST, 1.0, int | float),
+    "top_k": (0, math.inf, int),
+    "min_p": (0.0, 1.0, int | float),
+    "repetition_penalty": (_SMALLEST, math.inf, int | float),
+    "no_repeat_ngram_size": (0, math.inf, int),
+    "min_new_tokens": (0, math.inf, int),
 }
+_UNFOLLOWED = (
+    # other ways to decode than our loop's two, which would be left out without a word
+    *("num_beam_groups", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
+    *("prompt_lookup_num_tokens", "assistant_early_exit", "is_assistant", "use_cache"),
+    *("cache_implementation", "cache_config", "compile_config"),
+    # lengths that count the prompt and its padding: max_new_tokens and min_new_tokens do not
+    *("max_length", "min_length"),
+    # need the tokenizer, or keep state of their own for rows that leave our batch when they end
+    *("stop_strings", "token_healing", "guidance_scale"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+)
+"""Fields of ``GenerationConfig`` that :func:`decode` cannot follow."""
 _OF_SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "top_h"),
     *("typical_p", "epsilon_cutoff", "eta_cutoff"),

@@ -92,7 +92,7 @@ class Manifest(BaseModel):
     config: dict[str, Json] = Field(
         default_factory=dict, description="Effective settings of the last run; paths absolute."
     )
-    switching: str | None = Field(
+    switching: DomainName | None = Field(
         default=None, description="Domain whose new version is being moved into place."
     )
     domains: dict[DomainName, DomainEntry] = Field(default_factory=dict)

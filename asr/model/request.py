@@ -23,7 +23,8 @@ class Generation:
     """One answer.
 
     Attributes:
-        text: the answer, without special tokens.
+        text: the answer, without special tokens and without what the chat template itself writes
+            before an answer (empty reasoning tags).
         adapter: the domain whose adapter answered, or ``base``.
         decision: the router's decision; None where the adapter was named by the caller.
         prompt_tokens: length of the rendered prompt.
@@ -97,11 +98,11 @@ def require_room(prompts: Sequence[EncodedPrompt], max_new_tokens: int, context:
     """Refuse prompts that leave no room for the answer.
 
     Raises:
-        DataError: ``max_new_tokens`` is below 1; or a prompt and it exceed the base's context:
-            names the longest by its position.
+        DataError: ``max_new_tokens`` is no whole number from 1 up; or a prompt and it exceed the
+            base's context: names the longest by its position.
     """
-    if max_new_tokens < 1:
-        raise DataError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise DataError(f"max_new_tokens is {max_new_tokens!r}; it must be 1 or more")
     lengths = [len(prompt.input_ids) for prompt in prompts]
     longest = max(lengths)
     if longest + max_new_tokens > context:

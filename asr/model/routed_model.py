@@ -69,9 +69,9 @@ class RoutedModel:
         cls,
         path: str | Path,
         *,
-        base: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        base: str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         quantisation: UseQuantisation | None = None,
         trust_remote_code: bool = False,
         say: Say = _silent,
@@ -103,11 +103,12 @@ class RoutedModel:
         opened = open_directory(path)
         manifest, stored = opened.manifest, opened.router
         kind = quantisation or manifest.numeric.quantisation
+        name = str(base or manifest.base.name)
         loaded = load_base(
-            base or manifest.base.name,
-            revision=manifest.base.revision_of(base or manifest.base.name),
-            device=device,
-            dtype=dtype,
+            name,
+            revision=manifest.base.revision_of(name),
+            device=str(device),
+            dtype=str(dtype),
             # what the checkpoint arrived in needs no asking for
             quantisation=kind if kind in QUANTISATIONS else None,
             template_text=opened.template_text,
@@ -190,11 +191,11 @@ class RoutedModel:
         Raises:
             DataError: see :meth:`encode`; or prompt and ``max_new_tokens`` exceed the context.
             AdapterError: an adapter's name is unknown, or its file does not fit.
-            ConfigError: ``batch_size`` below 1; or a generation setting that does not exist, is
-                out of range, or asks for a mode that is not supported.
+            ConfigError: ``batch_size`` is no whole number from 1 up; or a generation setting that
+                does not exist, is out of range, or asks for a mode that is not supported.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}; it must be 1 or more")
         encoded = self.check(prompts, max_new_tokens)
         wanted = self._wanted(adapter, len(encoded))
         config = self._generation_config(max_new_tokens, generation)
@@ -238,6 +239,7 @@ class RoutedModel:
         pieces = stream_pieces(
             self.base.tokenizer,
             lambda streamer: self._decode(state, [0], adapters, config, streamer),
+            self.base.template.answer_opening,
         )
         return decisions[0], adapters[0], pieces
 
@@ -258,7 +260,13 @@ class RoutedModel:
             yield keep_rows
 
     def close(self) -> None:
-        """Take all adapters off; the base's own modules are back in place."""
+        """Take all adapters off; the base's own modules are back in place.
+
+        A request after it loads the adapters that it needs again.
+
+        Raises:
+            AdapterError: an answer is being streamed.
+        """
         self.bank.close()
 
     # -- inside ----------------------------------------------------------------------------------
@@ -271,7 +279,8 @@ class RoutedModel:
             )
 
     def _wanted(self, adapter: str | Sequence[str], count: int) -> list[str]:
-        names = [adapter] * count if isinstance(adapter, str) else list(adapter)
+        several = isinstance(adapter, Sequence) and not isinstance(adapter, str)
+        names = [str(name) for name in adapter] if several else [str(adapter)] * count
         if len(names) != count:
             raise AdapterError(f"{len(names)} adapter names for {count} prompts; give one for each")
         for name in names:
@@ -372,7 +381,9 @@ class RoutedModel:
     ) -> Generation:
         stopped = bool(new) and new[-1] in end_token_ids(config)
         return Generation(
-            text=self.base.tokenizer.decode(new, skip_special_tokens=True),
+            text=self.base.tokenizer.decode(new, skip_special_tokens=True).removeprefix(
+                self.base.template.answer_opening
+            ),
             adapter=adapter,
             decision=decision,
             prompt_tokens=len(prompt.input_ids),

@@ -24,8 +24,11 @@ class _PieceStreamer(BaseStreamer):
     hold words back, and at line ends decode anew, which drops a space from some tokenizers' lines.)
     """
 
-    def __init__(self, tokenizer: Any, pieces: SimpleQueue[str | None], abandoned: Event) -> None:
+    def __init__(
+        self, tokenizer: Any, pieces: SimpleQueue[str | None], abandoned: Event, opening: str
+    ) -> None:
         self._tokenizer = tokenizer
+        self._opening = opening
         self._pieces = pieces
         self._abandoned = abandoned
         self._tokens: list[int] = []
@@ -42,11 +45,13 @@ class _PieceStreamer(BaseStreamer):
         self._tokens.extend(value.reshape(-1).tolist())
         # The last character may lack bytes that the next token brings, and white space at the end
         # may be taken back by a tokenizer that cleans up.
-        self._send(self._text().rstrip(_UNFINISHED + " "))
+        text = self._text().rstrip(_UNFINISHED + " ")
+        if not self._opening.startswith(text):
+            self._send(text.removeprefix(self._opening))
 
     def end(self) -> None:
         """Send what was held back."""
-        self._send(self._text())
+        self._send(self._text().removeprefix(self._opening))
 
     def _text(self) -> str:
         text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
@@ -58,8 +63,10 @@ class _PieceStreamer(BaseStreamer):
             self._sent = text
 
 
-def stream_pieces(tokenizer: Any, generate: Callable[[Any], object]) -> Iterator[str]:
-    """Run ``generate(streamer)`` in a thread and yield its text as it comes.
+def stream_pieces(
+    tokenizer: Any, generate: Callable[[Any], object], opening: str = ""
+) -> Iterator[str]:
+    """Run ``generate(streamer)`` in a thread and yield its text as it comes, but for ``opening``.
 
     The generation starts with the first piece that is asked for. Closing the iterator early ends it
     at its next token and waits for that, so that the model is free again. Whatever the generation
@@ -67,7 +74,7 @@ def stream_pieces(tokenizer: Any, generate: Callable[[Any], object]) -> Iterator
     """
     abandoned = Event()
     pieces: SimpleQueue[str | None] = SimpleQueue()
-    streamer = _PieceStreamer(tokenizer, pieces, abandoned)
+    streamer = _PieceStreamer(tokenizer, pieces, abandoned, opening)
     failures: list[BaseException] = []
 
     def work() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -107,12 +109,13 @@ def test_a_module_that_peft_refuses_is_named_and_the_base_comes_back():
     """State-space mixers read the weight of ``out_proj`` past any adapter on it."""
     model = hybrid_model()
     before = [id(module) for module in model.modules()]
+    deep = resolve_placement(model, "deep", 2)
+    read_past = replace(deep.modules[0], name="model.layers.2.mamba.out_proj")
     with pytest.raises(AdapterError) as caught:
-        attach_for_training(model, resolve_placement(model, "deep", 2), LoraSettings(4), "tiny", 0)
+        refused = replace(deep, modules=(read_past,))
+        attach_for_training(model, refused, LoraSettings(4), "tiny", 0)
     assert str(caught.value).startswith("PEFT cannot attach the adapter: ")
     assert "'out_proj' is incompatible with Mamba-based models" in str(caught.value)
     assert str(caught.value).endswith("Name other modules in adapter.placement.modules")
     assert [id(module) for module in model.modules()] == before
-    names = [m.name for m in resolve_placement(model, "deep", 2).modules if m.kind != "out_proj"]
-    placement = resolve_placement(model, {"modules": names}, 2)
-    detach(attach_for_training(model, placement, LoraSettings(4), "tiny", 0))
+    detach(attach_for_training(model, deep, LoraSettings(4), "tiny", 0))

@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from asr.adapters import LoraSettings, attach_for_training, linear_modules, resolve_placement
+from asr.adapters import (
+    LoraSettings,
+    attach_for_training,
+    detach,
+    linear_modules,
+    resolve_placement,
+)
 from asr.errors import AdapterError
-from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, tiny_model
+from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, hybrid_model, tiny_model
 
 LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 KINDS = {
@@ -129,3 +136,31 @@ def test_a_base_without_linear_modules_is_refused():
     assert isinstance(model.model.layers[0].mlp.experts.gate_up_proj, torch.Tensor)
     with pytest.raises(AdapterError, match="no linear module in its decoder layers"):
         linear_modules(model)
+
+
+def test_modules_that_a_fused_kernel_reads_past_are_left_out():
+    model = hybrid_model()
+    placement = resolve_placement(model, "deep", 2)
+    assert {module.kind for module in placement.modules} == {*LLAMA, "in_proj"}
+    detach(attach_for_training(model, placement, LoraSettings(4), "tiny", 0))
+
+
+def test_dense_layers_that_peft_takes_for_the_experts_are_left_out():
+    """PEFT would put LoRA on the 3-D experts in place of a dense layer's gate_proj."""
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=24,
+        moe_intermediate_size=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mlp_only_layers=[1],
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    placement = resolve_placement(model, "all", 1)
+    assert {m.kind for m in placement.modules} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    detach(attach_for_training(model, placement, LoraSettings(4), "tiny", 0))

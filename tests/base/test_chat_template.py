@@ -241,3 +241,32 @@ def test_a_template_that_trips_over_content_is_a_data_error() -> None:
     assert template.render(TALK, False) == "userHiassistantYo"
     with pytest.raises(BaseModelError, match="'dict object' has no attribute 'name'"):
         ChatTemplate.from_tokenizer(make_tokenizer(text))
+
+
+REASONING = CHATML.replace(
+    "m['role'] + '\n' + m['content']",
+    "m['role'] + '\n' + ('<think>\n\n</think>\n\n' if loop.last and m['role'] == 'assistant' "
+    "else '') + m['content']",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "added", "opening"),
+    [
+        (CHATML, (), ""),
+        (None, (), ""),
+        (REASONING, (), "<think>\n\n</think>\n\n"),
+        (REASONING, ("<think>", "</think>"), "<think>\n\n</think>\n\n"),
+        # decoded as an answer is: special tokens leave nothing
+        (REASONING.replace("think>", "|im_end|>").replace("</|", "<|"), (), ""),
+        # written with the generation prompt already: the prompt's, not the answer's
+        (REASONING.replace("assistant\n'", "assistant\n<think>\n\n</think>\n\n'"), (), ""),
+        # a space is no opening
+        (CHATML.replace("m['content']", "' ' + m['content']"), (), ""),
+    ],
+)
+def test_what_the_template_writes_before_an_answer(
+    template: str | None, added: tuple[str, ...], opening: str
+) -> None:
+    tokenizer = make_tokenizer(template, plain_added=added)
+    assert ChatTemplate.from_tokenizer(tokenizer).answer_opening == opening

@@ -273,8 +273,10 @@ def test_truncated_adapter(own: Path) -> None:
     )
     assert refused("generate", own, "red item 1") == expected
     shown = run_asr("info", own)
-    assert shown.code == 0
+    assert shown.code == 2
     assert "1 problem:" in shown.out and expected in shown.out
+    told = run_asr("info", own, "--json")
+    assert told.code == 2 and json.loads(told.out)["problems"] == [expected]
 
 
 def test_truncated_adapter_with_a_matching_record(own: Path, edit_manifest: Edit) -> None:
@@ -330,7 +332,7 @@ def test_corrupted_router(own: Path) -> None:
         "or run asr train CONFIG --out MODEL --resume to derive it again"
     )
     shown = run_asr("info", own)
-    assert shown.code == 0 and message in shown.out
+    assert shown.code == 2 and message in shown.out
 
 
 def test_missing_router(own: Path) -> None:

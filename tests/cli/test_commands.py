@@ -487,6 +487,13 @@ def test_info_of_a_dominant_placement(
     assert any(line.startswith("sum done") and line.endswith(shown) for line in lines)
 
 
+@pytest.mark.parametrize("edited", [{"batch_size": 0}, {"batch_size": -1}, {"views": []}])
+def test_info_of_edited_settings(own: Path, edit_manifest: Edit, edited: dict[str, Any]) -> None:
+    edit_manifest(own, lambda tree: tree["domains"]["sum"]["training"].update(edited))
+    shown = run_asr("info", own)
+    assert shown.code == 0, shown.err
+
+
 def test_info_names_what_the_next_solve_would_lack(own: Path, edit_manifest: Edit) -> None:
     (own / "router" / "_background.safetensors").unlink(missing_ok=True)
     entry = {"sha256": "0" * 64, "samples": 6, "prompts": 5}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +85,30 @@ def test_framed_views_leave_the_common_part_out_and_differ_among_themselves() ->
 def test_odd_contents(content: str) -> None:
     for variant in range(20):
         assert frame(content, variant).strip()
+
+
+def test_what_is_drawn_never_changes() -> None:
+    """Statistics of stored models were made with these texts; their contract names the view."""
+    assert [frame(CONTENT, variant) for variant in range(3)] == [
+        "Please help me with the following:\nmy card was charged twice on the 3rd of may and "
+        "nobody answers the phone, what now?",
+        "please My card was charged twice on the 3rd of May and nobody answers the phone, what "
+        "(sorry for the typos)",
+        "so of may and nobody answers the phone, what now?",
+    ]
+    texts = "\n\n".join(frame(text, variant) for text in (CONTENT, LINES) for variant in range(100))
+    assert hashlib.sha256(texts.encode()).hexdigest() == (
+        "27f26d9c40a5c2810dee4dc2817ad14eb254e6fe368adfa04511ee90d5f026ff"
+    )
+
+
+def test_fewer_than_eight_words_are_all_kept() -> None:
+    seven = "one Two three four five six seven"
+    assert all(seven.lower() in frame(seven, variant).lower() for variant in range(100))
+    eight = f"{seven} eight"
+    assert any(eight.lower() not in frame(eight, variant).lower() for variant in range(100))
+
+
+def test_no_white_space_is_left_around_it() -> None:
+    framed = [frame("  indented text  ", variant) for variant in range(50)]
+    assert framed == [text.strip() for text in framed]

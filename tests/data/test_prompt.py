@@ -70,6 +70,18 @@ def test_trimming_templates(bos_tokenizer: Tok, llama3: ChatTemplate) -> None:
     assert prompt.input_ids.count(bos_tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize("trim", ["strip", "lstrip", "rstrip"])
+def test_a_trimmed_content_is_not_mistaken_for_the_templates_words(
+    tokenizer: Tok, chatml: ChatTemplate, trim: str
+) -> None:
+    text = chatml.text.replace("message['content']", f"message['content'].{trim}()")
+    template = ChatTemplate.from_tokenizer(tokenizer, text)
+    prompt = encode_prompt(" user ", tokenizer, template)
+    assert pooled(prompt, tokenizer) == getattr(" user ", trim)()
+    before = tokenizer.decode(prompt.input_ids[: prompt.pool_mask.index(True)])
+    assert before.endswith("<|im_start|>user\n")
+
+
 def test_bos_in_front_moves_the_mask(
     bos_tokenizer: Tok, tokenizer: Tok, chatml: ChatTemplate
 ) -> None:

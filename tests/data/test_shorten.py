@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,3 +81,17 @@ def test_longest_first_then_the_next(tokenizer: PreTrainedTokenizerFast) -> None
         "505 are allowed"
     )
     assert 505 < error.value.needed <= 500 + 3 * KEPT_TOKENS
+
+
+def test_the_longest_is_the_one_of_most_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    known, unknown = "question " * 12, "zqxj " * 12
+    assert len(known) > len(unknown)
+    assert len(tokenise(tokenizer, known).ids) < len(tokenise(tokenizer, unknown).ids)
+    messages = [{"role": "user", "content": text} for text in (known, unknown)]
+
+    def measure(candidate: Sequence[Message]) -> int:
+        return sum(len(tokenise(tokenizer, turn["content"]).ids) for turn in candidate)
+
+    short = shorten_messages(messages, tokenizer, measure(messages) - 5, measure)
+    assert short[0]["content"] == known
+    assert len(short[1]["content"]) < len(unknown)

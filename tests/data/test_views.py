@@ -47,6 +47,12 @@ LINE = "Classify this message.\n"
         ([f"{w}able. Answer in one word" for w in WORDS], "", " Answer in one word"),
         # both
         ([f"{LINE}{w}\nReply briefly, please." for w in WORDS], LINE, "\nReply briefly, please."),
+        # one prompt has nothing between the two
+        (
+            [f"{LINE}{w}\nReply briefly, please." for w in ["", *WORDS]],
+            LINE,
+            "",
+        ),
         # too short to be an instruction
         ([f"Text: {w}" for w in WORDS], "", ""),
         ([f"{w}\nOK?" for w in WORDS], "", ""),

@@ -14,6 +14,7 @@ from asr.eval.evaluate import Evaluator
 from asr.eval.history import extend_matrices, load_matrices, matrix_path
 from asr.eval.matrix import KINDS, EvalMatrix
 from asr.model.background import read_background
+from asr.model.entries import CommonPartEntry
 from asr.model.routing import fit_router, read_domains
 from asr.router import RouterSettings, load_router
 from tests.routed import trained
@@ -146,6 +147,37 @@ def test_changed_settings_make_the_rows_they_shape_again(model, monkeypatch, opt
     extend = Extending(model, monkeypatch)
     extend(**options)
     assert extend.rows == (ALL if again else [])
+
+
+def other_hash(entry):
+    return entry.model_copy(update={"sha256": "0" * 64})
+
+
+CHANGES = {
+    "scorer": lambda entry: "label",
+    "max_new_tokens": lambda entry: 3,
+    "common_part": lambda entry: CommonPartEntry(prefix="Say it.\n"),
+    "adapter": lambda entry: other_hash(entry.adapter),
+    "router": lambda entry: other_hash(entry.router),
+}
+
+
+@pytest.mark.parametrize("field", [None, "background", *CHANGES])
+def test_rows_stand_as_long_as_all_that_they_were_made_from(model, monkeypatch, field):
+    manifest = model.manifest.model_copy(deep=True)
+    if field in CHANGES:
+        manifest.update("sum", **{field: CHANGES[field](manifest.domains["sum"])})
+    elif field is not None:
+        manifest.background = other_hash(manifest.background)
+    monkeypatch.setattr(model, "manifest", manifest)
+    standing = []
+    monkeypatch.setattr(
+        "asr.eval.history.complete_matrix",
+        lambda evaluator, matrix, sets, routing: standing.append(list(matrix.domains)),
+    )
+    with EvalCache(model.directory.eval / "answers.jsonl") as cache:
+        extend_matrices(Evaluator(model, cache), SETTINGS, 5, 6)
+    assert standing == [ORDER if field is None else []] * len(KINDS)
 
 
 @pytest.mark.parametrize("damage", ["matrix", "basis"])

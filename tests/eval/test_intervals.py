@@ -80,6 +80,12 @@ def test_weighted_mean_is_a_ratio_of_sums() -> None:
     assert got.mean == pytest.approx(7 / 4)
 
 
+def test_the_interval_of_a_weighted_mean_is_weighted_too() -> None:
+    got = mean_interval([1.0, 4.0] * 100, [99, 1] * 100)
+    assert got.mean == pytest.approx(1.03)
+    assert 1.02 < got.low < got.mean < got.high < 1.05  # without the weights: 2.3 to 2.7
+
+
 def test_one_value_has_no_interval() -> None:
     got = mean_interval([0.3])
     assert (got.mean, got.n, got.method) == (0.3, 1, "none")

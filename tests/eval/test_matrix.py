@@ -66,6 +66,13 @@ def test_losses_are_weighted_by_tokens() -> None:
     assert m.op("base") is None
 
 
+def test_the_confusion_is_that_of_the_last_router() -> None:
+    m = two()
+    m.record("a", "a", routes=["a", "a", "a", None])  # an earlier row, measured again
+    assert m.routing_accuracy[0, 0] == 0.75
+    assert m.confusion.tolist() == [[2, 1, 1], [0, 2, 0]]
+
+
 def test_growing_keeps_cells_and_empties_the_confusion() -> None:
     m = two()
     before = m.routed.copy()

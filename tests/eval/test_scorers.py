@@ -107,6 +107,7 @@ def test_last_number(text: str, expected: float | None) -> None:
         ("so 3 + 4\n#### 7", "work 12\n#### 7", 1.0),
         ("#### 7\nas 3 + 4 = 8 - 1", "#### 7", 0.0),  # last number after the last marker is 1
         ("I get 7", "#### 7", 1.0),
+        ("I get 7 ####", "#### 7", 0.0),  # nothing after the marker
         ("#### 1,000", "#### 1000", 1.0),
         ("1000000.5", "1000001", 1.0),
         ("100.1", "100", 0.0),
@@ -205,6 +206,7 @@ def test_references_must_be_texts(name: str) -> None:
         ("the cat sat on the mat", "cat mat", 2 * 2 / (4 + 2)),  # cat sat on mat
         ("to be or not to be", "to be", 2 * 2 / (6 + 2)),
         ("be be", "to be", 2 * 1 / 4),  # a multiset: 'be' is shared once
+        ("to be to be", "to be to be", 1.0),  # here twice
         ("U.S.", "US", 1.0),
         ("dog", "cat", 0.0),
         ("", "cat", 0.0),
@@ -324,7 +326,8 @@ def test_choice_takes_the_likeliest_per_byte() -> None:
     assert scorer.score_choices([4.0, 6.0], example(choices=["oil", "carbon"], gold=1)) == 1.0
     assert scorer.score_choices([4.0, 6.0], example(choices=["oil", "carbon"], gold=0)) == 0.0
     # bytes, not letters: 5 letters of 2 bytes each
-    assert scorer.score_choices([4.0, 6.0], example(choices=["ааааа", "carbon"], gold=0)) == 1.0
+    # 10 bytes in 5 letters: .4 against .5 per byte, though .8 per letter
+    assert scorer.score_choices([4.0, 3.0], example(choices=["ааааа", "carbon"], gold=0)) == 1.0
     assert scorer.score_choices([3.0, 3.0], example(choices=["abc", "abd"], gold=0)) == 1.0
 
 
@@ -366,6 +369,11 @@ def test_choice_finds_the_right_one(meta: dict[str, Any], expected: int) -> None
         (
             {"choices": ["a", "b"], "gold": 2},
             "2 in meta.gold",
+            "a place from 0 to 1 or one of the choices in meta.gold",
+        ),
+        (
+            {"choices": ["a", "b"], "gold": -1},
+            "-1 in meta.gold",
             "a place from 0 to 1 or one of the choices in meta.gold",
         ),
         (

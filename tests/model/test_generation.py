@@ -186,6 +186,20 @@ def test_end_tokens_stop_their_row_only_and_lengths_are_kept(tmp_path):
         ({"top_p": 1.2}, "top_p=1.2 is out of range; give a number from 0.0001 to 1"),
         ({"top_p": "0.9"}, "top_p='0.9' is out of range"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty=nan is out of range"),
+        (
+            {"do_sample": True, "top_k": 1.5},
+            "top_k=1.5 is out of range; give a whole number from 0 up",
+        ),
+        ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size=-2 is out of range"),
+        ({"stop_strings": ["x"]}, "stop_strings=['x'] is not supported; leave stop_strings out"),
+        ({"dola_layers": "high"}, "dola_layers='high' is not supported; leave dola_layers out"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3 is not supported"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 is not supported"),
+        ({"use_cache": False}, "use_cache=False is not supported; leave use_cache out"),
+        ({"cache_implementation": "static"}, "cache_implementation='static' is not supported"),
+        ({"max_length": 300}, "max_length=300 is not supported; leave max_length out"),
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5 is not supported"),
+        ({"encoder_repetition_penalty": 1.2}, "encoder_repetition_penalty=1.2 is not supported"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused_before_anything_runs(

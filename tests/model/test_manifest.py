@@ -140,6 +140,8 @@ def test_a_damaged_manifest_names_the_field(
 def test_a_domain_name_that_leads_outside_is_refused(tmp_path: Path) -> None:
     message = damaged(tmp_path, domains={"../x": {"order": 0}})
     assert message.startswith("domains.../x.[key]: Value error, domain name '../x' is not allowed")
+    message = damaged(tmp_path, switching="../x")
+    assert message.startswith("switching: Value error, domain name '../x' is not allowed")
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,11 @@ def test_decisions_travel_with_their_requests_across_threads(model):
         ([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}], {}, DataError,
          "messages where a list of prompts is needed; give a list of conversations: [[{"),
         (["ok"], {"batch_size": 0}, ConfigError, "batch_size is 0; it must be 1 or more"),
+        (["ok"], {"batch_size": "4"}, ConfigError, "batch_size is '4'; it must be 1 or more"),
+        (["ok"], {"max_new_tokens": "5"}, DataError, "max_new_tokens is '5'; it must be 1 or more"),
+        (["ok"], {"max_new_tokens": 2.5}, DataError, "max_new_tokens is 2.5; it must be 1 or more"),
+        (["ok"], {"adapter": None}, AdapterError, "unknown adapter 'None'; there are: auto, base"),
+        (["ok"], {"adapter": [None]}, AdapterError, "unknown adapter 'None'; there are: auto"),
         ([""], {}, DataError, "the prompt has no text to route on"),
         (["ok", " \n\t"], {}, DataError, "prompt 2: the prompt has no text to route on"),
         ([[]], {}, DataError, "a prompt has no user message; give at least one"),
@@ -264,6 +269,17 @@ def test_another_base_is_refused_with_both_fingerprints(copy, tmp_path):
 def test_the_same_base_elsewhere_is_accepted(copy, tmp_path):
     other = save_tiny_base(tmp_path / "moved")
     assert load(copy, base=str(other)).generate([PROMPTS[0]], max_new_tokens=1)[0].adapter == "red"
+
+
+def test_a_path_a_device_and_a_dtype_are_taken_as_they_are(copy, tmp_path):
+    other = save_tiny_base(tmp_path / "moved")
+    own = asr.RoutedModel.from_pretrained(
+        copy, base=other, device=torch.device("cpu"), dtype=torch.float32
+    )
+    assert own.base.dtype_name == "float32"
+    assert own.generate([PROMPTS[0]], max_new_tokens=1)[0].adapter == "red"
+    with pytest.raises(BaseModelError, match="no device '0' here"):
+        asr.RoutedModel.from_pretrained(copy, device=0)  # type: ignore[arg-type]
 
 
 def test_a_base_that_is_gone(copy, tmp_path):

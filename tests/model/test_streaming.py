@@ -105,3 +105,23 @@ def test_nothing_runs_before_the_first_piece_is_asked_for():
     pieces = stream_pieces(tiny_tokenizer(), ran.append)
     pieces.close()
     assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<t>\n\n</t>\n\nyes it is", "yes it is"),
+        ("<t>\n\n</t>\n\n", ""),
+        ("<t>\n\nlet me see</t>\n\nyes", "<t>\n\nlet me see</t>\n\nyes"),
+        ("<t>", "<t>"),
+        ("yes", "yes"),
+        (" <t>\n\n</t>\n\nyes", " <t>\n\n</t>\n\nyes"),
+    ],
+)
+def test_what_the_template_writes_before_an_answer_is_not_sent(text, expected):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    opening = "<t>\n\n</t>\n\n"
+    pieces = list(stream_pieces(tokenizer, lambda streamer: emit(streamer, ids), opening))
+    assert "".join(pieces) == expected
+    assert "" not in pieces

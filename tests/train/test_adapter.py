@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
@@ -20,7 +21,7 @@ from asr.base.fingerprint import tensors_hash
 from asr.base.load import LoadedBase, load_base
 from asr.data.encode import encode_examples
 from asr.data.load import load_examples
-from asr.errors import AdapterError, AsrError, ConfigError
+from asr.errors import AdapterError, AsrError, ConfigError, StorageError
 from asr.train.adapter import TrainingResult, TrainingSettings, domain_seed, train_adapter
 from asr.train.checkpoints import MARKER, latest_complete
 from tests.tiny_models import save_tiny_base
@@ -138,6 +139,24 @@ def test_training_lowers_the_loss(bench: Bench) -> None:
     assert sum(seen[-4:]) < 0.8 * sum(seen[:4])
 
 
+def test_the_settings_reach_the_optimizer(bench: Bench) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Look(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(
+            self, args: Any, state: Any, control: Any, optimizer: Any, **kw: Any
+        ) -> None:
+            group = optimizer.param_groups[0]
+            seen.append((group["lr"], group["weight_decay"]))
+
+    changes = {"schedule": "linear", "warmup": 0.4, "weight_decay": 0.25, "learning_rate": 0.02}
+    bench.train(callbacks=[Look()], **changes)
+    up = [0.02 * step / 4 for step in range(4)]
+    down = [0.02 * (10 - step) / 6 for step in range(4, 10)]
+    assert [rate for rate, _ in seen] == pytest.approx(up + down)
+    assert {decay for _, decay in seen} == {0.25}
+
+
 def test_the_base_comes_back_after_an_error_too(bench: Bench) -> None:
     before, names = tensors_hash(bench.base.model), list(bench.base.model.state_dict())
     with pytest.raises(Stop):
@@ -211,6 +230,23 @@ def test_torn_checkpoints_are_not_trusted(bench: Bench) -> None:
     (newest / "adapter_model.safetensors").write_bytes(b"torn")
     resumed, _ = bench.train("cut")
     assert equal(whole, resumed)
+
+
+def test_the_last_checkpoint_of_another_adapter_is_refused(bench: Bench) -> None:
+    bench.train("a", max_steps=1)
+    last = bench.folder / "a" / "checkpoint-1"
+    file = last / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, file)
+    with pytest.raises(StorageError) as caught:
+        bench.train("a", max_steps=1)
+    assert str(caught.value) == f"{file} holds another adapter; delete {last}"
+    file.write_bytes(b"torn")
+    with pytest.raises(StorageError) as caught:
+        bench.train("a", max_steps=1)
+    assert str(caught.value).startswith(f"cannot read {file}: ")
+    assert str(caught.value).endswith(f"; delete {last}")
 
 
 def test_latest_complete_needs_a_marker_and_counts_by_number(tmp_path: Path) -> None:

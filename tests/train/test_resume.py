@@ -46,6 +46,19 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_resuming_makes_a_damaged_background_class_again(shop: Workshop, damage: str) -> None:
+    out = shop.train("m", ["red"])
+    before, whole = published(out), out.background.read_bytes()
+    if damage == "gone":
+        out.background.unlink()
+    else:
+        out.background.write_bytes(whole[:-8] + bytes(8))
+    shop.train("m", ["red"], resume=True)
+    assert out.background.read_bytes() == whole
+    assert published(out) == before
+
+
 def test_resuming_a_finished_run_does_nothing(shop: Workshop) -> None:
     out = shop.train("m", ["red", "sum"])
     before, times = published(out), stamps(out.adapters)
@@ -192,6 +205,19 @@ def test_a_changed_finished_domain_is_refused_naming_what_changed(shop: Workshop
     )
 
 
+def test_a_published_adapter_holds_keep_eval_before_its_domain_is_done(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*args: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("asr.train.domain.store_domain", stopping)
+        shop.train("m", ["red"])
+    with pytest.raises(ConfigError, match=r"keep_eval changed: true -> false, and domain 'red'"):
+        shop.train("m", ["red"], resume=True, keep_eval=False)
+
+
 def test_settings_are_compared_without_the_data_too(shop: Workshop) -> None:
     shop.train("m", ["red"])
     (shop.folder / "red.jsonl").unlink()
@@ -278,6 +304,27 @@ def test_an_unfinished_domain_may_change_and_starts_again(shop: Workshop) -> Non
     out = shop.train("m", ["red"], resume=True, watcher=watcher, adapter__rank=3)
     assert watcher.steps[0] == ("red", 1)
     assert_equal_runs(shop.train("whole", ["red"], adapter__rank=3), out)
+
+
+def test_no_checkpoint_outlives_the_settings_that_it_was_made_with(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the moment at which the ledger with the changed settings is on disk."""
+    save = Manifest.save
+
+    def killed(manifest: Manifest, path: Path) -> None:
+        save(manifest, path)
+        raise Stop
+
+    with pytest.raises(Stop):
+        shop.train("m", ["red"], watcher=stop_at("red", 4))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Manifest, "save", killed)
+        shop.train("m", ["red"], resume=True, training__learning_rate=0.02)
+    watcher = Recorder()
+    out = shop.train("m", ["red"], resume=True, watcher=watcher, training__learning_rate=0.02)
+    assert watcher.steps[0] == ("red", 1)
+    assert_equal_runs(shop.train("whole", ["red"], training__learning_rate=0.02), out)
 
 
 @pytest.mark.parametrize(
