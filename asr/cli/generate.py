@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from asr.cli.boundary import StoppedError
 from asr.cli.options import (
     BaseOption,
     DeviceOption,
@@ -118,32 +119,42 @@ def generate(
     set_seed(seed)
     began, tokens, done = time.perf_counter(), 0, 0
     console = stdout()
-    with ExitStack() as stack:
-        lines = None if out is None else stack.enter_context(_opened(out))
-        # A few batches at a time: long prompts find company, and answers are written as they come.
-        for start in range(0, len(asked), 8 * batch_size):
-            part = asked[start : start + 8 * batch_size]
-            answers = routed.generate(
-                part,
-                adapter=adapter,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                **sampling,
-            )
-            for prompt, answer in zip(part, answers, strict=True):
-                done += 1
-                tokens += answer.new_tokens
-                line = json.dumps(_record(prompt, answer), ensure_ascii=False)
+    try:
+        with ExitStack() as stack:
+            lines = None if out is None else stack.enter_context(_opened(out))
+            # A few batches at a time: long prompts find company, and answers are written as they
+            # come.
+            for start in range(0, len(asked), 8 * batch_size):
+                part = asked[start : start + 8 * batch_size]
+                answers = routed.generate(
+                    part,
+                    adapter=adapter,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    **sampling,
+                )
+                for prompt, answer in zip(part, answers, strict=True):
+                    done += 1
+                    tokens += answer.new_tokens
+                    line = json.dumps(_record(prompt, answer), ensure_ascii=False)
+                    if lines is not None:
+                        lines.write(line + "\n")
+                    if as_json:
+                        write_line(line)
+                    elif lines is None:
+                        _show(
+                            console, prompt, answer, last=done == len(asked), several=len(asked) > 1
+                        )
                 if lines is not None:
-                    lines.write(line + "\n")
-                if as_json:
-                    write_line(line)
-                elif lines is None:
-                    _show(console, prompt, answer, last=done == len(asked), several=len(asked) > 1)
-            if lines is not None:
-                lines.flush()
-                if done < len(asked):
-                    note(f"{done} of {len(asked)} prompts")
+                    lines.flush()
+                    if done < len(asked):
+                        note(f"{done} of {len(asked)} prompts")
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        raise StoppedError(
+            f"stopped; {out} holds the first {done} of {counted(len(asked), 'answer')}"
+        ) from None
     if out is not None:
         spent = time.perf_counter() - began
         speed = f"{tokens / spent:,.0f} tokens/s" if spent else ""

@@ -182,6 +182,29 @@ def test_an_interrupted_remove_says_how_to_finish(
     assert f"  asr add {own} sum=DATA" in finished.out.splitlines()  # its settings are gone
 
 
+def test_an_interrupted_generate_says_what_is_written(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asr.model.routed_model import RoutedModel
+
+    asked, out = tmp_path / "asked.txt", tmp_path / "answers.jsonl"
+    asked.write_text("".join(f"Add the numbers. sum item {i}\n" for i in range(11)))
+    answer, calls = RoutedModel.generate, []
+
+    def interrupted(*args: Any, **settings: Any) -> Any:
+        calls.append(settings)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer(*args, **settings)
+
+    monkeypatch.setattr(RoutedModel, "generate", interrupted)
+    options = ["--file", asked, "--out", out, "--batch-size", 1, "--max-new-tokens", 2]
+    outcome = run_asr("generate", trained.model, *options)
+    assert outcome.code == 130
+    assert outcome.err.endswith(f"stopped; {out} holds the first 8 of 11 answers\n")
+    assert len(out.read_text().splitlines()) == 8
+
+
 def test_an_abstention_is_visible() -> None:
     from asr.cli.generate import headline
     from asr.cli.route import _table, explanation, plain_decision
