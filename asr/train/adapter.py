@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import torch
 import transformers
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
-from safetensors import SafetensorError
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -37,11 +35,12 @@ from asr.base.load import LoadedBase
 from asr.base.quiet import quiet_libraries
 from asr.base.split import accepts_logits_to_keep
 from asr.data.encode import EncodedExample
-from asr.errors import AdapterError, AsrError, ConfigError, StorageError
+from asr.errors import AdapterError, AsrError, ConfigError
 from asr.train.checkpoints import (
     TRAINER_STATE,
     MarkComplete,
     checkpoint_step,
+    disk_errors,
     latest_complete,
     load_checkpoint_adapter,
 )
@@ -250,7 +249,7 @@ def _run(
     began = time.perf_counter()
     # PEFT would cast every input to float32 first, and autocast back again.
     casting = disable_input_dtype_casting(model, active=base.dtype is not torch.float32)
-    with quiet_libraries(), casting, _disk_errors(checkpoints), interrupt:
+    with quiet_libraries(), casting, disk_errors(checkpoints), interrupt:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = time.perf_counter() - began
     if interrupt.interrupted or interrupt.requested:  # requested alone: after the last step
@@ -370,30 +369,3 @@ class _Watch(TrainerCallback):
                 "training.learning_rate, or use dtype float32"
             )
         self.losses.append(loss)
-
-
-class _disk_errors:
-    """Turns the several ways in which libraries report a full disk into a StorageError.
-
-    torch.save hides the reason: on a full disk it raises a RuntimeError of one of many wordings
-    ("iostream error", "unexpected pos 64 vs 0"). It raises none for anything else.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._inner = storage_errors(folder)
-
-    def __enter__(self) -> None:
-        self._inner.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
-        full = isinstance(error, SafetensorError | RuntimeError) and (
-            "No space left" in str(error)
-            or any(f.f_code is torch.save.__code__ for f, _ in traceback.walk_tb(trace))
-        )
-        if full:
-            raise StorageError(
-                f"cannot write a checkpoint into {self._folder}: no space left on the device; free "
-                "space and run the same command again with --resume"
-            ) from error
-        return self._inner.__exit__(kind, error, trace)

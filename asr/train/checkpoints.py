@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from asr.atomic import storage_errors, write_json
-from asr.errors import StorageError
+from asr.errors import StorageError, first_line
 
 MARKER = "asr_complete.json"
 TRAINER_STATE = "trainer_state.json"
@@ -104,3 +106,32 @@ def latest_complete(folder: Path, remove_torn: bool = True) -> Path | None:
         elif remove_torn:
             shutil.rmtree(entry)
     return found[max(found)] if found else None
+
+
+class disk_errors:
+    """Turns the several ways in which libraries report a full disk into a StorageError.
+
+    torch.save hides the reason: on a full disk it raises a RuntimeError of one of many wordings
+    ("iostream error", "unexpected pos 64 vs 0"). One that could not open its file says so, and is
+    no full disk: the folder is gone, or may not be written into.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._inner = storage_errors(folder)
+
+    def __enter__(self) -> None:
+        self._inner.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
+        if isinstance(error, SafetensorError | RuntimeError) and (
+            "No space left" in str(error)
+            or any(f.f_code is torch.save.__code__ for f, _ in traceback.walk_tb(trace))
+        ):
+            unopened = any(sign in str(error) for sign in ("Parent directory", "open file failed"))
+            why = first_line(error) if unopened else "no space left on the device; free space"
+            raise StorageError(
+                f"cannot write a checkpoint into {self._folder}: {why} and run the same command "
+                "again with --resume"
+            ) from error
+        return self._inner.__exit__(kind, error, trace)

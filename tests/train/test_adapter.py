@@ -23,7 +23,7 @@ from asr.data.encode import encode_examples
 from asr.data.load import load_examples
 from asr.errors import AdapterError, AsrError, ConfigError, StorageError
 from asr.train.adapter import TrainingResult, TrainingSettings, domain_seed, train_adapter
-from asr.train.checkpoints import MARKER, latest_complete
+from asr.train.checkpoints import MARKER, disk_errors, latest_complete
 from tests.tiny_models import save_tiny_base
 from tests.train.conftest import write_domain
 
@@ -460,3 +460,12 @@ def test_checkpoints_ask_nobody_for_the_base(
     bench.train("a", save_to=tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "a-name-of-the-hub"
+
+
+@pytest.mark.parametrize("place", ["gone/x.pt", "file/x.pt"])
+def test_a_checkpoint_that_cannot_be_opened_is_no_full_disk(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError) as caught, disk_errors(tmp_path):
+        torch.save({"a": torch.ones(2)}, tmp_path / place)
+    assert str(caught.value).startswith(f"cannot write a checkpoint into {tmp_path}: ")
+    assert "no space" not in str(caught.value)
