@@ -1,60 +1,83 @@
-"""The bank of adapters: load, validate, apply to the rows of a batch.
+"""The bank of adapters: read from disk, kept within a budget, applied to the rows of a batch.
 
-One base, many adapters, and a batch whose rows may each want another one or none. The interface is
-``load``, ``unload``, ``rows`` and ``close``; inside, for now, stands PEFT's mixed batch. PEFT
-leaves its hooks behind when a mixed-batch call raises, and the next call then runs with the old
-adapters (peft#3475), so the hooks here are the bank's own and are removed in every case.
+One base, many adapters, and a batch whose rows may each want another one or none. The base's
+modules stay what they are: while a batch runs, the ``forward`` of each module that one of its rows
+adapts is stood in for by one that adds the rows' LoRAs to the output (:mod:`asr.adapters.stacked`),
+and put back when the block ends, however it ends. Outside :meth:`AdapterBank.rows` the model *is*
+the base, and rows of the base alone run its own modules untouched.
 
-Outside ``rows`` the model *is* the base: adapters are switched off, not merely unused.
-
-Adapters run in the base's own floating-point type, as they did under autocast in training. (PEFT's
-default keeps them in float32 over a bfloat16 base and casts every input up: slower, and neither
-what was trained nor what other engines run.)
+Adapters run in the base's own floating-point type, as they did under autocast in training.
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from asr.adapters.lora import detach, unwrap
 from asr.adapters.placement import linear_modules
-from asr.adapters.storage import StoredAdapter, load_adapter
-from asr.base.quiet import quiet_libraries
-from asr.errors import AdapterError, first_line, unknown
+from asr.adapters.stacked import Factors, ModuleAdapters, Rows, Stack, stack
+from asr.adapters.storage import StoredAdapter, load_adapter, lora_factors
+from asr.errors import AdapterError, unknown
 
-_PREFIX = "domain__"
-_BASE_ROW = "__base__"
+_PLANS = 4
+"""Plans kept: a decode step between two steps of a prefill finds its own again."""
+
+
+@dataclass(frozen=True)
+class ReadyAdapter:
+    """An adapter that was read, checked against the base and put on its device.
+
+    Attributes:
+        factors: by full module name.
+        modules: the same modules of the base.
+        sha256: hash of its tensor file.
+        nbytes: size in memory.
+    """
+
+    factors: dict[str, Factors]
+    modules: tuple[_AdaptedModule, ...]
+    sha256: str
+    nbytes: int
 
 
 class AdapterBank:
     """Adapters of one base, applied row by row.
 
     Args:
-        model: the plain base model; its linear modules are wrapped in place while adapters are
-            loaded and come back with :meth:`close`.
+        model: the plain base model; nothing in it is replaced.
         base_fingerprint: adapters of another base are refused (None: not compared).
+        budget: most bytes of adapters kept; beyond it the least recently used ones that no row uses
+            are dropped. None: all are kept. A batch that needs more than the budget gets it.
 
-    Not thread-safe: one worker owns the model. A decision travels as the argument of :meth:`rows`;
-    there is no active adapter between calls. While a :meth:`rows` block is open, everything that
-    would change what its rows run with is refused.
+    Not thread-safe, but for :meth:`prepare`: one worker owns the model. A decision travels as the
+    argument of :meth:`rows`; there is no active adapter between calls.
     """
 
-    def __init__(self, model: nn.Module, base_fingerprint: str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, base_fingerprint: str | None = None, budget: int | None = None
+    ) -> None:
         self.model = model
         self.base_fingerprint = base_fingerprint
-        self._peft: PeftModel | None = None
-        self._loaded: dict[str, StoredAdapter] = {}
+        self.budget = budget
+        self.loads = 0
+        self.evictions = 0
+        self._resident: dict[str, ReadyAdapter] = {}  # least recently used first
+        self._pins: Counter[str] = Counter()
+        self._stacks: dict[str, Stack] = {}  # by module, of the adapters in _stacked
+        self._stacked: tuple[str, ...] = ()
+        self._plans: dict[tuple[str | None, ...], _Plan] = {}  # least recently used first
+        self._adapted: dict[str, _AdaptedModule] = {}
+        self._shapes: dict[str, tuple[int, int]] | None = None
         self._open = False
+
+    # -- what is resident ------------------------------------------------------------------------
 
     @property
     def in_use(self) -> bool:
@@ -63,66 +86,142 @@ class AdapterBank:
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Names of the resident adapters, in the order of loading."""
-        return tuple(self._loaded)
+        """Names of the resident adapters, least recently used first."""
+        return tuple(self._resident)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the resident adapters."""
+        return sum(ready.nbytes for ready in self._resident.values())
 
     def sha256(self, name: str) -> str:
         """Hash of a resident adapter's tensor file."""
-        return self._loaded[name].sha256
+        return self._resident[name].sha256
 
-    def load(self, name: str, folder: Path) -> None:
-        """Read, check and attach the adapter in ``folder`` under ``name``.
+    def prepare(self, folder: Path, sha256: str | None = None) -> ReadyAdapter:
+        """Read and check an adapter; the bank is not changed, so any thread may do it.
 
-        The adapter is read and compared with the base before the base is touched; after a failure
-        the bank is as it was.
+        Args:
+            folder: adapter folder.
+            sha256: what the hash of its tensor file must be; None: anything.
 
         Raises:
-            AdapterError: if the name is taken, or for any reason of
-                :func:`asr.adapters.storage.load_adapter`, or if a module does not exist in the base
-                or has another shape there, or PEFT refuses its configuration, or while a
-                :meth:`rows` block is open.
+            AdapterError: for any reason of :func:`asr.adapters.storage.load_adapter`; the file is
+                another one than ``sha256`` says; a module does not exist in the base or has another
+                shape there.
         """
-        self._require_idle(f"adapter '{name}' cannot be loaded")
-        if name in self._loaded:
-            raise AdapterError(f"adapter '{name}' is loaded already; unload it first")
         stored = load_adapter(folder, base_fingerprint=self.base_fingerprint)
+        if sha256 is not None and stored.sha256 != sha256:
+            raise AdapterError(
+                f"adapter '{folder.name}' was changed since training; restore it from a copy"
+            )
         self._check_fits(stored, folder)
-        peft_name = _PREFIX + name
-        try:
-            self._attach(peft_name, stored, folder)
-        except BaseException as error:
-            self._remove(peft_name, last=not self._loaded)
-            if isinstance(error, TypeError | ValueError | re.error):
-                raise AdapterError(
-                    f"adapter {folder} cannot be attached to the base: {first_line(error)}"
-                ) from error
-            raise
-        self._loaded[name] = stored
-        self._freeze()
+        dtype = getattr(self.model, "dtype", torch.float32)
+        factors, modules = {}, []
+        for name in stored.modules:
+            adapted = self._adapted.get(name)
+            if adapted is None:
+                adapted = self._adapted.setdefault(
+                    name, _AdaptedModule(name, self.model.get_submodule(name))
+                )
+            weight: Any = adapted.module.weight
+            a, b = lora_factors(stored, name)
+            factors[name] = Factors(a.to(weight.device, dtype), b.to(weight.device, dtype))
+            modules.append(adapted)
+        size = sum(each.nbytes for each in factors.values())
+        return ReadyAdapter(factors, tuple(modules), stored.sha256, size)
+
+    def publish(self, name: str, ready: ReadyAdapter) -> None:
+        """Make a prepared adapter resident; others leave where the budget asks for it.
+
+        Raises:
+            AdapterError: the name is taken.
+        """
+        if name in self._resident:
+            raise AdapterError(f"adapter '{name}' is loaded already; unload it first")
+        self.make_room(ready.nbytes)
+        self._resident[name] = ready
+        self.loads += 1
+
+    def load(self, name: str, folder: Path, sha256: str | None = None) -> None:
+        """:meth:`prepare` and :meth:`publish`; after a failure the bank is as it was.
+
+        Raises:
+            AdapterError: see both.
+        """
+        if name in self._resident:
+            raise AdapterError(f"adapter '{name}' is loaded already; unload it first")
+        self.publish(name, self.prepare(folder, sha256))
 
     def unload(self, name: str) -> None:
         """Drop a resident adapter.
 
         Raises:
-            AdapterError: if there is none of that name, or while a :meth:`rows` block is open.
+            AdapterError: if there is none of that name, or a row uses it.
         """
-        self._require_idle(f"adapter '{name}' cannot be unloaded")
-        if name not in self._loaded:
-            raise AdapterError(unknown("adapter", name, self._loaded))
-        del self._loaded[name]
-        self._remove(_PREFIX + name, last=not self._loaded)
+        if name not in self._resident:
+            raise AdapterError(unknown("adapter", name, self._resident))
+        if self._pins[name]:
+            raise AdapterError(
+                f"adapter '{name}' cannot be unloaded: a batch is running with it; read its answer "
+                "to the end, or close it, first"
+            )
+        self._drop(name)
 
     def close(self) -> None:
-        """Drop all adapters and give the base its own modules back.
+        """Drop all adapters.
 
         Raises:
             AdapterError: while a :meth:`rows` block is open.
         """
-        self._require_idle("the adapters cannot be taken off")
-        self._loaded.clear()
-        if self._peft is not None:
-            detach(self._peft)
-            self._peft = None
+        if self._open:
+            raise AdapterError(
+                "the adapters cannot be taken off: a batch is running with them; read its answer "
+                "to the end, or close it, first"
+            )
+        self._resident.clear()
+        self._pins.clear()
+        self._forget_stacks()
+
+    # -- the budget ------------------------------------------------------------------------------
+
+    def pin(self, name: str) -> None:
+        """Keep a resident adapter until :meth:`unpin` was called as often as this.
+
+        Raises:
+            AdapterError: it is not resident.
+        """
+        if name not in self._resident:
+            raise AdapterError(unknown("adapter", name, self._resident))
+        self._pins[name] += 1
+        self._resident[name] = self._resident.pop(name)  # now the most recently used
+
+    def unpin(self, name: str) -> None:
+        """Give a :meth:`pin` back.
+
+        Raises:
+            ValueError: it is not pinned.
+        """
+        if not self._pins[name]:
+            raise ValueError(f"adapter '{name}' is not pinned")
+        self._pins[name] -= 1
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes fit beside the pinned adapters (always, if none is pinned)."""
+        pinned = [self._resident[name].nbytes for name in self._resident if self._pins[name]]
+        return self.budget is None or not pinned or sum(pinned) + nbytes <= self.budget
+
+    def make_room(self, nbytes: int) -> None:
+        """Drop adapters that no row uses, least recently used first, until so many bytes fit."""
+        if self.budget is None:
+            return
+        for name in [name for name in self._resident if not self._pins[name]]:
+            if self.nbytes + nbytes <= self.budget:
+                return
+            self._drop(name)
+            self.evictions += 1
+
+    # -- rows ------------------------------------------------------------------------------------
 
     @contextmanager
     def rows(self, names: Sequence[str | None]) -> Iterator[Callable[[list[int]], None]]:
@@ -138,119 +237,95 @@ class AdapterBank:
             AdapterError: if a name is not loaded, or if another block is open (even one of base
                 rows only).
         """
-        self._require_idle("rows() cannot be nested")
-        for name in names:
-            if name is not None and name not in self._loaded:
-                raise AdapterError(unknown("adapter", name, self._loaded))
-        layers = self._layers()
-        peft_names = [_BASE_ROW if name is None else _PREFIX + name for name in names]
-
-        def keep_rows(kept: list[int]) -> None:
-            peft_names[:] = [peft_names[row] for row in kept]
-
-        def inject(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            return args, {**kwargs, "adapter_names": _for_rows_of(args[0], peft_names)}
-
-        wanted = {_PREFIX + name for name in names if name is not None}
-        handles: list[RemovableHandle] = []
-        touched: list[LoraLayer] = []
+        if self._open:
+            raise AdapterError(
+                "rows() cannot be nested: a batch is running with its adapters; read its answer to "
+                "the end, or close it, first"
+            )
+        used = list(dict.fromkeys(name for name in names if name is not None))
+        for name in used:
+            if name not in self._resident:
+                raise AdapterError(unknown("adapter", name, self._resident))
+        plan = self._plan(tuple(names))
         self._open = True
         try:
-            for layer in layers:
-                if wanted.isdisjoint(layer.lora_A.keys()):
-                    continue  # stays switched off: for these rows it is the base's own module
-                touched.append(layer)
-                layer._disable_adapters = False
-                handles.append(layer.register_forward_pre_hook(inject, with_kwargs=True))
-            yield keep_rows
+            for name in used:
+                self.pin(name)
+            for module in {id(m): m for n in used for m in self._resident[n].modules}.values():
+                module.follow(plan)
+            yield plan.keep
         finally:
-            for handle in handles:
-                handle.remove()
-            for layer in touched:
-                layer._disable_adapters = True
+            for module in plan.following:
+                module.leave()
+            plan.following.clear()
+            for name in used:
+                self.unpin(name)
             self._open = False
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _require_idle(self, what: str) -> None:
-        if self._open:
-            raise AdapterError(
-                f"{what}: a batch is running with its adapters; read its answer to the end, or "
-                "close it, first"
-            )
+    def _plan(self, names: tuple[str | None, ...]) -> _Plan:
+        """The plan of these rows; the last few are kept, as decoding asks for the same again."""
+        plan = self._plans.pop(names, None) or _Plan(self, names)
+        self._plans[names] = plan
+        while len(self._plans) > _PLANS:
+            del self._plans[next(iter(self._plans))]
+        return plan
 
-    def _attach(self, peft_name: str, stored: StoredAdapter, folder: Path) -> None:
-        # PEFT draws a start for A that is overwritten: a request's sampling must not notice it
-        with quiet_libraries(), torch.random.fork_rng(devices=[]):
-            if self._peft is None:
-                self._peft = PeftModel(
-                    self.model,
-                    stored.config,
-                    adapter_name=peft_name,
-                    autocast_adapter_dtype=False,
-                )
-            else:
-                self._peft.add_adapter(peft_name, stored.config, autocast_adapter_dtype=False)
-            result: Any = set_peft_model_state_dict(
-                self._peft, stored.tensors, adapter_name=peft_name
-            )
-        # Only keys of this adapter count: the base and the other adapters are always "missing".
-        missing = [key for key in result.missing_keys if f".{peft_name}." in key]
-        if missing or result.unexpected_keys:
-            first = (missing or result.unexpected_keys)[0]
-            raise AdapterError(f"adapter {folder} does not fit the base; first key: {first}")
+    def factors_on(self, module: str, names: Sequence[str]) -> dict[str, Factors]:
+        """Factors of the named resident adapters on a module, where they touch it."""
+        found = {name: self._resident[name].factors.get(module) for name in names}
+        return {name: factors for name, factors in found.items() if factors is not None}
 
-    def _layers(self) -> list[Any]:
-        return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+    def stack_on(self, module: str, names: Sequence[str]) -> Stack:
+        """The stacked factors of (at least) the named adapters on a module.
+
+        A stack serves until other adapters are wanted, or half of its columns are idle: rows that
+        come and go with the same few adapters copy nothing.
+        """
+        wanted = set(names)
+        if not wanted <= set(self._stacked) or len(self._stacked) > 2 * len(wanted):
+            self._stacks.clear()
+            self._stacked = tuple(sorted(wanted))
+        if module not in self._stacks:
+            self._stacks[module] = stack(self.factors_on(module, self._stacked))
+        return self._stacks[module]
+
+    def forget_plans(self) -> None:
+        """Make the plans of rows anew when they are asked for again."""
+        self._plans.clear()
+
+    def _forget_stacks(self) -> None:
+        self._plans.clear()
+        self._stacks.clear()
+        self._stacked = ()
+
+    def _drop(self, name: str) -> None:
+        del self._resident[name]
+        self._pins.pop(name, None)
+        self._plans.clear()
+        if name in self._stacked:
+            self._forget_stacks()
 
     def _check_fits(self, stored: StoredAdapter, folder: Path) -> None:
-        shapes = self._base_shapes()
+        if self._shapes is None:
+            self._shapes = {
+                module.name: (module.in_features, module.out_features)
+                for module in linear_modules(self.model)
+            }
         for name in stored.modules:
-            if name not in shapes:
+            if name not in self._shapes:
                 raise AdapterError(
                     f"adapter {folder}: the base has no linear module '{name}'; "
                     "it was trained on another architecture"
                 )
-            rows, columns = shapes[name]
-            found = (
-                stored.tensors[f"base_model.model.{name}.lora_B.weight"].shape[0],
-                stored.tensors[f"base_model.model.{name}.lora_A.weight"].shape[1],
-            )
-            if found != (columns, rows):
+            rows, columns = self._shapes[name]
+            a, b = lora_factors(stored, name)
+            if (a.shape[1], b.shape[1]) != (rows, columns):
                 raise AdapterError(
-                    f"adapter {folder}: '{name}' maps {found[1]} to {found[0]} features, "
+                    f"adapter {folder}: '{name}' maps {a.shape[1]} to {b.shape[1]} features, "
                     f"the base's maps {rows} to {columns}"
                 )
-
-    def _base_shapes(self) -> dict[str, tuple[int, int]]:
-        """(in, out) features by full name, whether or not adapters already wrap the modules."""
-        return {
-            module.name.removesuffix(".base_layer"): (module.in_features, module.out_features)
-            for module in linear_modules(self.model)
-            if ".lora_" not in module.name
-        }
-
-    def _freeze(self) -> None:
-        for layer in self._layers():
-            layer._disable_adapters = True
-            for parameter in layer.parameters():
-                parameter.requires_grad_(False)
-        self.model.eval()
-
-    def _remove(self, peft_name: str, last: bool) -> None:
-        if self._peft is None:
-            unwrap(self.model)  # PEFT failed half-way through the first adapter
-            return
-        if last:
-            self.close()
-            return
-        with quiet_libraries():
-            if peft_name in self._peft.peft_config:
-                self._peft.delete_adapter(peft_name)
-            else:  # where adding one fails half-way, PEFT forgets its name but not its modules
-                for layer in self._layers():
-                    layer.delete_adapter(peft_name)
-        self._freeze()
 
     def __enter__(self) -> AdapterBank:
         return self
@@ -259,8 +334,65 @@ class AdapterBank:
         self.close()
 
 
-def _for_rows_of(batch: Tensor, names: list[str]) -> list[str]:
-    """One name per entry of a module's input: each repeated where rows were flattened to tokens."""
-    if batch.ndim == 2 and len(batch) != len(names) and len(batch) % len(names) == 0:
-        return [name for name in names for _ in range(len(batch) // len(names))]
-    return names
+class _Plan:
+    """The rows of a block: what each module adds for them, made when the module is first called."""
+
+    def __init__(self, bank: AdapterBank, names: Sequence[str | None]) -> None:
+        self._bank = bank
+        self._device = getattr(bank.model, "device", torch.device("cpu"))
+        self.following: list[_AdaptedModule] = []
+        self._take(names)
+
+    def keep(self, kept: list[int]) -> None:
+        """Go on with these rows."""
+        self._bank.forget_plans()  # this one is another now
+        self._take([self.rows.names[row] for row in kept])
+
+    def _take(self, names: Sequence[str | None]) -> None:
+        self.rows = Rows(names, self._device)
+        self._modules: dict[str, ModuleAdapters] = {}
+
+    def adapters(self, module: str) -> ModuleAdapters:
+        """What a module adds."""
+        found = self._modules.get(module)
+        if found is None:
+            bank, used = self._bank, sorted(self.rows.used)
+            factors = bank.factors_on(module, used)
+            found = ModuleAdapters(self.rows, factors, lambda: bank.stack_on(module, used))
+            self._modules[module] = found
+        return found
+
+
+class _AdaptedModule:
+    """A linear module of the base that some adapter touches; its ``forward`` is stood in for."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module = module
+        self._own: Any = None  # an instance's own forward, as accelerate sets one
+        self._original: Callable[..., Tensor] = module.forward
+        self._plan: _Plan | None = None
+
+    def follow(self, plan: _Plan) -> None:
+        """Add the plan's adapters from now on."""
+        # Past nn.Module.__setattr__, which is ten times slower, at hundreds of modules a step; and
+        # no hook, which would send every call through PyTorch's slow path.
+        attributes = vars(self.module)
+        self._own = attributes.get("forward")
+        self._original = self.module.forward
+        self._plan = plan
+        plan.following.append(self)
+        attributes["forward"] = self.forward
+
+    def leave(self) -> None:
+        """Be the base's module again."""
+        if self._own is None:
+            del vars(self.module)["forward"]
+        else:
+            vars(self.module)["forward"] = self._own
+        self._plan = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The module's own output with the rows' LoRAs added."""
+        assert self._plan is not None
+        return self._plan.adapters(self.name).add(self._original(x, *args, **kwargs), x)

@@ -17,6 +17,7 @@ from typing import Any
 
 import peft
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -95,6 +96,13 @@ class StoredAdapter:
         pattern, rank = self.config.alpha_pattern or {}, self.rank_of(module)
         alpha = pattern.get(get_pattern_key(list(pattern), module), self.config.lora_alpha)
         return float(alpha / (math.sqrt(rank) if self.config.use_rslora else rank))
+
+
+def lora_factors(stored: StoredAdapter, module: str) -> tuple[Tensor, Tensor]:
+    """``A`` (rank, in) and the transpose of ``B`` times its scaling (rank, out) of a module."""
+    key = f"{_PREFIX}{module}.lora_"
+    a, b = stored.tensors[f"{key}A.weight"], stored.tensors[f"{key}B.weight"]
+    return a, (b.T.float() * stored.scaling(module)).to(b.dtype).contiguous()
 
 
 def rank_of(config: LoraConfig, module: str) -> int:
@@ -244,7 +252,27 @@ def _read_config(folder: Path) -> LoraConfig:
         raise AdapterError(f"{path} is not a LoRA configuration ({error})") from error
     assert isinstance(config, LoraConfig)
     config.init_lora_weights = True  # the tensors are there: how they once started is over
+    _require_nothing_excluded(config, path)
     return config
+
+
+def _require_nothing_excluded(config: LoraConfig, path: Path) -> None:
+    """PEFT would leave out the tensors of a module that ``exclude_modules`` names, silently."""
+    if not config.exclude_modules:
+        return
+    for name in sorted(config.target_modules or ()):
+        try:
+            found = check_target_module_exists(config, name)
+        except re.error as error:
+            raise AdapterError(
+                f"{path}: exclude_modules {json.dumps(_plain(config.exclude_modules))} is no "
+                f"regular expression ({error})"
+            ) from error
+        if not found:
+            raise AdapterError(
+                f"{path}: exclude_modules leaves out '{name}', which target_modules names; take it "
+                "out of one of them"
+            )
 
 
 def _require_plain(raw: dict[str, Any], path: Path) -> None:
@@ -270,6 +298,9 @@ def _require_plain(raw: dict[str, Any], path: Path) -> None:
             f"{path}: r={json.dumps(rank)}, lora_alpha={json.dumps(alpha)}; both must be numbers, "
             "r a whole one, 1 or more"
         )
+    dropout = raw.get("lora_dropout", 0.0)
+    if not _is_number(dropout) or not 0 <= dropout <= 1:
+        raise AdapterError(f"{path}: lora_dropout={json.dumps(dropout)}; it must be from 0 to 1")
     rslora = raw.get("use_rslora")
     if rslora is not None and not isinstance(rslora, bool):
         raise AdapterError(f"{path}: use_rslora={json.dumps(rslora)}; it must be true or false")

@@ -218,22 +218,33 @@ class SplitForward:
             attention_mask: (b, t), 0 at padding.
             chunk: process at most this many tokens at once (None: all). Peak memory falls with it.
         """
-        cache = self.new_cache()
-        positions = position_ids_of(attention_mask)
+        state = self.begin(input_ids, attention_mask, self.new_cache())
         length = input_ids.shape[1]
-        parts: list[Tensor] = []
         for start in range(0, length, chunk or length):
-            end = min(start + (chunk or length), length)
-            self._prefix_decoder(
-                input_ids=input_ids[:, start:end],
-                attention_mask=attention_mask[:, :end],
-                position_ids=positions[:, start:end],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            parts.append(self._take_received())
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return PrefixState(input_ids, attention_mask, positions, hidden, cache)
+            self.prefix_part(state, start, min(start + (chunk or length), length))
+        return state
+
+    def begin(self, input_ids: Tensor, attention_mask: Tensor, cache: SplitCache) -> PrefixState:
+        """A state that no token was run for yet, to be filled by :meth:`prefix_part`.
+
+        ``cache`` may hold the first tokens of all rows already; the parts then begin behind them,
+        and ``hidden`` is theirs to be put in front.
+        """
+        empty = torch.empty(0)
+        return PrefixState(input_ids, attention_mask, position_ids_of(attention_mask), empty, cache)
+
+    @torch.no_grad()
+    def prefix_part(self, state: PrefixState, start: int, end: int) -> None:
+        """Run the layers below ``L`` on the columns from ``start`` to ``end`` of a state."""
+        self._prefix_decoder(
+            input_ids=state.input_ids[:, start:end],
+            attention_mask=state.attention_mask[:, :end],
+            position_ids=state.position_ids[:, start:end],
+            past_key_values=state.cache,
+            use_cache=True,
+        )
+        part = self._take_received()
+        state.hidden = torch.cat([state.hidden, part], dim=1) if len(state.hidden) else part
 
     @torch.no_grad()
     def suffix(
@@ -255,25 +266,36 @@ class SplitForward:
         if step < length and not 1 <= logits_to_keep <= (length - 1) % step + 1:
             raise ValueError(f"logits_to_keep={logits_to_keep} reaches beyond the last chunk")
         logits: Tensor | None = None
-        try:
-            with state.cache.starting_at(self.layer):
-                for start in range(0, length, step):
-                    end = min(start + step, length)
-                    self._entry.replacement = state.hidden[:, start:end]
-                    output = self._suffix_model(
-                        input_ids=state.input_ids[:, start:end],
-                        attention_mask=state.attention_mask[:, :end],
-                        position_ids=state.position_ids[:, start:end],
-                        past_key_values=state.cache,
-                        use_cache=True,
-                        **self._keep(logits_to_keep),
-                    )
-                    logits = output.logits
-        finally:
-            self._release()
+        for start in range(0, length, step):
+            logits = self.suffix_part(state, start, min(start + step, length), logits_to_keep)
         if logits is None:
             raise ValueError("the prompt is empty")
         return logits if logits_to_keep == 0 else logits[:, -logits_to_keep:]
+
+    @torch.no_grad()
+    def suffix_part(
+        self, state: PrefixState, start: int, end: int, logits_to_keep: int = 1
+    ) -> Tensor:
+        """Run the layers from ``L`` up on the columns from ``start`` to ``end`` of a state.
+
+        Returns:
+            (b, logits_to_keep or all, v) logits of the last of these columns.
+        """
+        try:
+            with state.cache.starting_at(self.layer):
+                self._entry.replacement = state.hidden[:, start:end]
+                output = self._suffix_model(
+                    input_ids=state.input_ids[:, start:end],
+                    attention_mask=state.attention_mask[:, :end],
+                    position_ids=state.position_ids[:, start:end],
+                    past_key_values=state.cache,
+                    use_cache=True,
+                    **self._keep(logits_to_keep),
+                )
+        finally:
+            self._release()
+        logits: Tensor = output.logits
+        return logits
 
     # -- construction ----------------------------------------------------------------------------
 

@@ -337,12 +337,7 @@ class RoutedModel:
             entry = self.manifest.domains[name].adapter
             if entry is None:
                 raise AdapterError(f"domain '{name}' has no adapter yet; finish its training")
-            self.bank.load(name, self.directory.adapter(name, entry.version))
-            if self.bank.sha256(name) != entry.sha256:
-                self.bank.unload(name)
-                raise AdapterError(
-                    f"adapter '{name}' was changed since training; restore it from a copy"
-                )
+            self.bank.load(name, self.directory.adapter(name, entry.version), entry.sha256)
 
     def _decode(
         self,

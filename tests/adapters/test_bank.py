@@ -7,12 +7,10 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from peft.tuners import lora
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from asr.adapters import AdapterBank, load_adapter
+from asr.adapters import AdapterBank, adapter_sha256, load_adapter
 from asr.base.fingerprint import tensors_hash
 from asr.errors import AdapterError
 from tests.adapters.making import FINGERPRINT, batch, logits, make_adapter
@@ -46,8 +44,12 @@ def alone(architecture, folder, ids, mask):
     return logits(peft_model, ids, mask)
 
 
-def pre_hooks(model) -> int:
-    return sum(len(module._forward_pre_hooks) for module in model.modules())
+def left_over(model) -> int:
+    """What a block may have left in the base's modules."""
+    return sum(
+        len(module._forward_pre_hooks) + len(module._forward_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -69,10 +71,10 @@ def test_mixed_rows_equal_each_adapter_alone(architecture, folders):
         else:
             expected = alone(architecture, folders(architecture)[name], ids, mask)[row]
             size = expected.abs().max()
-            assert (mixed[row] - expected).abs().max() <= 1e-6 * size
+            assert (mixed[row] - expected).abs().max() <= 1e-5 * size
             assert (mixed[row] - plain[row]).abs().max() > 1e-2 * size
     assert torch.equal(logits(model, ids, mask), plain)
-    assert pre_hooks(model) == 0
+    assert left_over(model) == 0
     bank.close()
     after = dict(model.named_modules())
     assert after.keys() == before.keys() and all(after[n] is m for n, m in before.items())
@@ -101,9 +103,10 @@ def test_a_batch_of_another_size_is_an_error_and_not_another_adapter(folders):
     bank = AdapterBank(model)
     bank.load("a", folders("llama")["deep"])
     ids, mask = batch(rows=4)
-    with pytest.raises(ValueError, match="adapter_names"), bank.rows(["a", None]):
+    refused = pytest.raises(ValueError, match="a batch of 4 rows runs with adapters for 2")
+    with refused, bank.rows(["a", None]):
         logits(model, ids, mask)
-    assert pre_hooks(model) == 0
+    assert left_over(model) == 0
 
 
 # -- after an exception ----------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def test_a_generation_that_raises_leaves_the_base(folders):
             max_new_tokens=2,
             stopping_criteria=StoppingCriteriaList([Raising()]),
         )
-    assert pre_hooks(model) == 0 and not bank.in_use
+    assert left_over(model) == 0 and not bank.in_use
     assert torch.equal(logits(model, ids, mask), plain)
     with bank.rows(["b"] * 4):
         after = logits(model, ids, mask)
@@ -151,7 +154,7 @@ def test_a_forward_that_raises_halfway_leaves_the_base(folders):
     with pytest.raises(KeyboardInterrupt), bank.rows(["a"] * 4):
         logits(model, ids, mask)
     handle.remove()
-    assert pre_hooks(model) == 0
+    assert left_over(model) == 0
     assert torch.equal(logits(model, ids, mask), plain)
 
 
@@ -173,21 +176,22 @@ def test_nested_rows_are_refused_even_for_the_base(folders, outer, inner):
     assert not bank.in_use
 
 
-def test_nothing_changes_under_a_running_batch(folders):
-    """Loading switches every adapter off: the running rows would go on as the base."""
+def test_what_rows_use_stays_and_others_come_and_go_beside_it(folders):
     ids, mask = batch()
     model = tiny_model()
     bank = AdapterBank(model)
     bank.load("a", folders("llama")["deep"])
-    with bank.rows(["a"] * 4):
+    with bank.rows(["a", "a", None, "a"]):
         before = logits(model, ids, mask)
-        with pytest.raises(AdapterError, match="'b' cannot be loaded: a batch is running"):
-            bank.load("b", folders("llama")["all"])
         with pytest.raises(AdapterError, match="'a' cannot be unloaded: a batch is running"):
             bank.unload("a")
         with pytest.raises(AdapterError, match="cannot be taken off: a batch is running"):
             bank.close()
+        bank.load("b", folders("llama")["all"])
         assert torch.equal(logits(model, ids, mask), before)
+        bank.unload("b")
+        assert torch.equal(logits(model, ids, mask), before)
+    bank.unload("a")
 
 
 # -- loading and unloading -------------------------------------------------------------------------
@@ -264,12 +268,9 @@ def cut_columns(tensors):
         ("layers", r"the base has no linear module 'model.layers.3"),
         ("width", "'model.layers.2.mlp.up_proj' maps 16 to 48 features, the base's maps 32 to 48"),
         ("base", "belongs to another base"),
-        ("late", "disk on fire"),
     ],
 )
-def test_a_load_that_fails_leaves_the_bank_as_it_was(
-    folders, tmp_path, monkeypatch, resident, why, expected
-):
+def test_a_load_that_fails_leaves_the_bank_as_it_was(folders, tmp_path, resident, why, expected):
     ids, mask = batch()
     model = tiny_model()
     plain = logits(model, ids, mask)
@@ -278,29 +279,21 @@ def test_a_load_that_fails_leaves_the_bank_as_it_was(
         bank.load("a", folders("llama")["deep"])
     folder = make_adapter(tmp_path / "x", "gpt2" if why == "architecture" else "llama")
     if why == "layers":
-        bank.model.model.layers = bank.model.model.layers[:3]
-        bank.model.config.num_hidden_layers = 3
+        model.model.layers = model.model.layers[:3]
+        model.config.num_hidden_layers = 3
         plain = logits(model, ids, mask)
+        bank, resident = AdapterBank(model, FINGERPRINT), False
     if why == "width":
         tensors = load_file(folder / "adapter_model.safetensors")
         cut_columns(tensors)
         save_file(tensors, folder / "adapter_model.safetensors")
     if why == "base":
         folder = make_adapter(tmp_path / "y", fingerprint="cd" * 32)
-    with monkeypatch.context() as patch:
-        if why == "late":  # after PEFT has wrapped the modules
-
-            def fail(*args, **kwargs):
-                raise AdapterError("disk on fire")
-
-            patch.setattr("asr.adapters.bank.set_peft_model_state_dict", fail)
-        with pytest.raises(AdapterError, match=expected):
-            bank.load("x", folder)
+    with pytest.raises(AdapterError, match=expected):
+        bank.load("x", folder)
     assert bank.loaded == (("a",) if resident else ())
     assert torch.equal(logits(model, ids, mask), plain)
-    if not resident:
-        assert not any(isinstance(module, LoraLayer) for module in model.modules())
-    elif why != "layers":
+    if resident:
         with bank.rows(["a", None, None, "a"]):
             mixed = logits(model, ids, mask)
         expected_logits = alone("llama", folders("llama")["deep"], ids, mask)
@@ -309,58 +302,76 @@ def test_a_load_that_fails_leaves_the_bank_as_it_was(
         assert bank.loaded == ("a", "x")
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_load_that_fails_between_two_modules_leaves_none_of_them(
-    folders, monkeypatch, resident, error
-):
-    """PEFT would keep what it has attached so far, and a later adapter of the name inherit it."""
-    ids, mask = batch()
-    model = tiny_model()
-    plain = logits(model, ids, mask)
-    bank = AdapterBank(model, FINGERPRINT)
-    if resident:
-        bank.load("a", folders("llama")["mlp"])
-    attached = []
-
-    def update_layer(layer, *args, **kwargs):
-        attached.append(layer)
-        if len(attached) == 5:
-            raise error
-        return whole(layer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        whole = LoraLayer.update_layer
-        for kind in (LoraLayer, lora.Linear):
-            patch.setattr(kind, "update_layer", update_layer)
-        with pytest.raises(error):
-            bank.load("x", folders("llama")["all"])
-    assert len(attached) == 5
-    assert bank.loaded == (("a",) if resident else ())
-    assert not any("domain__x" in name for name, _ in model.named_parameters())
-    assert any(isinstance(module, LoraLayer) for module in model.modules()) == resident
-    assert torch.equal(logits(model, ids, mask), plain)
-    bank.load("x", folders("llama")["mlp"])
-    with bank.rows(["x"] * 4):
-        found = logits(model, ids, mask)
-    expected = alone("llama", folders("llama")["mlp"], ids, mask)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("values", [{"lora_dropout": "x"}, {"exclude_modules": "("}])
-def test_what_peft_cannot_read_is_an_error_of_ours(folders, tmp_path, values):
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"lora_dropout": "x"}, 'lora_dropout="x"; it must be from 0 to 1'),
+        ({"exclude_modules": "("}, r'exclude_modules "\(" is no regular expression'),
+        (
+            {"exclude_modules": ["up_proj"]},
+            "exclude_modules leaves out 'model.layers.2.mlp.up_proj', which target_modules names",
+        ),
+    ],
+)
+def test_what_peft_would_read_otherwise_is_an_error_of_ours(folders, tmp_path, values, expected):
     folder = make_adapter(tmp_path / "x")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    model = tiny_model()
-    with pytest.raises(AdapterError, match=r"x cannot be attached to the base: '?[>m].*"):
-        AdapterBank(model).load("x", folder)
-    assert not any(isinstance(module, LoraLayer) for module in model.modules())
+    with pytest.raises(AdapterError, match=expected):
+        AdapterBank(tiny_model()).load("x", folder)
 
 
 def test_leaving_the_bank_closes_it(folders):
-    model = tiny_model()
-    with AdapterBank(model) as bank:
+    with AdapterBank(tiny_model()) as bank:
         bank.load("a", folders("llama")["deep"])
-        assert any(isinstance(module, LoraLayer) for module in model.modules())
-    assert not any(isinstance(module, LoraLayer) for module in model.modules())
+        assert bank.loaded == ("a",)
+    assert bank.loaded == ()
+
+
+# -- the budget ------------------------------------------------------------------------------------
+
+
+def test_beyond_the_budget_the_least_recently_used_leaves(folders, tmp_path):
+    places = {name: make_adapter(tmp_path / name, seed=i) for i, name in enumerate("abcd", 1)}
+    bank = AdapterBank(tiny_model())
+    bank.load("a", places["a"])
+    size = bank.nbytes
+    bank.budget = 2 * size
+    bank.load("b", places["b"])
+    with bank.rows(["a"]):
+        pass  # a is the most recently used now
+    bank.load("c", places["c"])
+    assert bank.loaded == ("a", "c") and bank.nbytes == 2 * size
+    assert (bank.loads, bank.evictions) == (3, 1)
+    bank.pin("a")
+    bank.pin("c")
+    assert not bank.has_room(size)
+    bank.load("d", places["d"])  # a batch that needs more than the budget gets it
+    assert bank.loaded == ("a", "c", "d") and bank.nbytes == 3 * size
+    bank.unpin("a")
+    assert bank.has_room(size)
+    bank.load("b", places["b"])
+    assert bank.loaded == ("c", "b")
+    with pytest.raises(ValueError, match="adapter 'b' is not pinned"):
+        bank.unpin("b")
+
+
+def test_an_adapter_that_comes_back_from_disk_answers_as_before(folders, tmp_path):
+    ids, mask = batch()
+    places = {name: make_adapter(tmp_path / name, seed=i) for i, name in enumerate("abc", 1)}
+    bank = AdapterBank(tiny_model(), budget=1)
+    found = {}
+    for name in "abcabc":
+        if name not in bank.loaded:
+            bank.load(name, places[name], adapter_sha256(places[name]))
+        with bank.rows([name, None, name, None]):
+            answer = logits(bank.model, ids, mask)
+        assert torch.equal(found.setdefault(name, answer), answer)
+        assert bank.loaded == (name,)
+    assert not torch.equal(found["a"], found["b"])
+
+
+def test_a_file_that_was_changed_is_refused(folders, tmp_path):
+    folder = make_adapter(tmp_path / "x")
+    with pytest.raises(AdapterError, match="adapter 'x' was changed since training"):
+        AdapterBank(tiny_model()).load("x", folder, "0" * 64)
