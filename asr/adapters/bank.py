@@ -206,6 +206,10 @@ class AdapterBank:
             raise ValueError(f"adapter '{name}' is not pinned")
         self._pins[name] -= 1
 
+    def is_pinned(self, name: str) -> bool:
+        """Whether a row uses an adapter."""
+        return self._pins[name] > 0
+
     def has_room(self, nbytes: int) -> bool:
         """Whether so many bytes fit beside the pinned adapters (always, if none is pinned)."""
         pinned = [self._resident[name].nbytes for name in self._resident if self._pins[name]]

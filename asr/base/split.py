@@ -203,9 +203,12 @@ class SplitForward:
 
     # -- the two halves --------------------------------------------------------------------------
 
-    def new_cache(self) -> SplitCache:
-        """An empty cache laid out for this model (full and sliding layers)."""
-        return SplitCache(config=self.model.config)
+    def new_cache(self, whole: bool = False) -> SplitCache:
+        """An empty cache laid out for this model (full and sliding layers).
+
+        ``whole``: every layer keeps all tokens; what a sliding window hides, the mask does.
+        """
+        return SplitCache(config=None if whole else self.model.config)
 
     @torch.no_grad()
     def prefix(
