@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -51,6 +52,8 @@ _PROBE = (
     {"role": "user", "content": PROBE_QUESTION},
     {"role": "assistant", "content": PROBE_ANSWER},
 )
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 _DATE_CALL = re.compile(
     r"""\bstrftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>(?:\\.|(?!(?P=quote)).)*)"""
@@ -121,6 +124,52 @@ class ChatTemplate:
             answer_opening=_answer_opening(unprobed, tokenizer),
         )
 
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are control where the template writes them, else text.
+
+        All special tokens; what ends a turn; and the tokens that were added to the vocabulary
+        without being marked special and that the template writes (``<think>``, ``<tool_response>``,
+        the turns' own marks in some fine-tunes), but for white space and plain words.
+        """
+        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+        nodes: Any = environment.parse(_GENERATION_TAG.sub("", self.text)).find_all(
+            (jinja2.nodes.TemplateData, jinja2.nodes.Const)
+        )
+        literals = [getattr(node, "data", None) or getattr(node, "value", None) for node in nodes]
+        # The rendering, too: "<|user|>" may be put together of pieces.
+        written = [text for text in literals if isinstance(text, str)]
+        written.append(self.render(_PROBE, add_generation_prompt=False))
+        added = {
+            token: one.content
+            for token, one in self._tokenizer.added_tokens_decoder.items()
+            if not one.content.isspace() and not one.content.strip().isalnum()
+        }
+        own = {token for token, text in added.items() if any(text in piece for piece in written)}
+        return special_ids(self._tokenizer) | own | frozenset(self.end_of_turn_ids)
+
+    @cached_property
+    def turn_ids(self) -> frozenset[int]:
+        """Those of ``control_ids`` that even an answer of the model's does not hold.
+
+        An answer may hold the others: reasoning models write ``<think>`` themselves.
+        """
+        return special_ids(self._tokenizer) | frozenset(self.end_of_turn_ids)
+
+    def may_hold_control(self, content: str) -> bool:
+        """Whether it is worth looking for control tokens in a content; mostly it is not."""
+        texts, is_normalised = self._control_texts
+        return is_normalised or any(text in content for text in texts)
+
+    @cached_property
+    def _control_texts(self) -> tuple[tuple[str, ...], bool]:
+        """Return the control tokens' texts, and whether other texts are normalised to one."""
+        tokenizer: Any = self._tokenizer
+        ids, added = sorted(self.control_ids), tokenizer.added_tokens_decoder
+        normalises = tokenizer.is_fast and tokenizer.backend_tokenizer.normalizer is not None
+        is_normalised = normalises and any(added[one].normalized for one in ids if one in added)
+        return tuple(tokenizer.convert_ids_to_tokens(ids)), is_normalised
+
     @property
     def hash(self) -> str:
         """sha256 of ``text`` in UTF-8, in hex."""
@@ -182,7 +231,7 @@ def pin_date(text: str, date: datetime.date) -> str:
     if "strftime_now" not in pinned:
         return pinned
     # Only the names of the nodes matter here; "generation" is an extension that transformers adds.
-    known_tags = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", pinned)
+    known_tags = _GENERATION_TAG.sub("", pinned)
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
     try:
         calls = environment.parse(known_tags).find_all(jinja2.nodes.Call)

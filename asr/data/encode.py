@@ -22,8 +22,9 @@ from asr.base.chat_template import ChatTemplate
 from asr.data.formats import Example, Message
 from asr.data.problems import listed
 from asr.data.prompt import EncodedPrompt, encode_prompt
+from asr.data.rendering import render_messages
 from asr.data.shorten import DoesNotFitError, shorten_messages
-from asr.data.tokens import require_fast, tokenise_continuation, tokenise_opening
+from asr.data.tokens import Rendering, require_fast, tokenise_continuation, tokenise_opening
 from asr.errors import DataError
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ def encode_example(
     Raises:
         DoesNotFitError: longer than ``max_length`` even so (a DataError).
         DataError: the tokenizer is not fast; the template refuses the turns, does not continue the
-            prompt's rendering with the answer, or leaves the answer out; an answer contains the
-            text of the token that ends it. The example's source is named.
+            prompt's rendering with the answer, or leaves the answer out; control tokens in a
+            message cannot be told from the template's
+            (:func:`asr.data.rendering.render_messages`). The example's source is named.
     """
     require_fast(tokenizer)
     if example.is_text:
@@ -276,9 +278,9 @@ def _rows(
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt_text = _prompt_text(messages[:place], template)
-        answer = _answer(messages[: place + 1], prompt_text, tokenizer, template)
-        prompt = tokenise_opening(tokenizer, template, prompt_text).ids
+        rendered = _rendered_prompt(messages[:place], tokenizer, template)
+        answer = _answer(messages[: place + 1], rendered.text, tokenizer, template)
+        prompt = tokenise_opening(tokenizer, template, rendered).ids
         seen = rows[-1].input_ids if rows else []
         continues = bool(rows) and prompt[: len(seen)] == seen
         labels = rows.pop().labels if continues else []
@@ -287,12 +289,14 @@ def _rows(
     return rows
 
 
-def _prompt_text(messages: Sequence[Message], template: ChatTemplate) -> str:
+def _rendered_prompt(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate
+) -> Rendering:
     # A conversation may open with the assistant; then its prompt is the generation prompt alone,
     # which templates do not render from nothing.
     if not messages:
         raise DataError("the first message is the assistant's; begin with a user or system message")
-    return template.render(messages, add_generation_prompt=True)
+    return render_messages(messages, tokenizer, template, add_generation_prompt=True)
 
 
 def _answer(
@@ -303,20 +307,14 @@ def _answer(
 ) -> list[int]:
     """Return the token ids that the last message's turn is to generate, its end included."""
     ends = template.end_of_turn_ids
-    content = messages[-1]["content"]
-    for token in tokenizer.convert_ids_to_tokens(list(ends)):
-        if token in content:
-            raise DataError(
-                f"an answer contains '{token}', the token that ends an answer; take it out"
-            )
-    text = template.render(messages, add_generation_prompt=False)
-    if not text.startswith(prompt_text):
+    rendering = render_messages(messages, tokenizer, template, add_generation_prompt=False)
+    if not rendering.text.startswith(prompt_text):
         raise DataError(
             f"the chat template does not render message {len(messages)} (assistant) as a "
             "continuation of its prompt, so there is no telling what to learn; use another chat "
             "template"
         )
-    ids = tokenise_continuation(tokenizer, text[len(prompt_text) :])
+    ids = tokenise_continuation(tokenizer, rendering.behind(len(prompt_text)))
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
     answer = ids if stop is None else ids[:stop]
     if not answer:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from asr.base.chat_template import ChatTemplate, special_ids
 from asr.data.formats import Message
+from asr.data.rendering import render_messages
 from asr.data.shorten import DoesNotFitError, shorten_messages
 from asr.data.tokens import Tokens, require_fast, tokenise_opening
 from asr.errors import DataError
@@ -53,9 +54,10 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Encode a prompt exactly as training encodes what precedes an answer.
 
-    Pooled are the tokens of *all* user messages' contents: never template text, special tokens (not
-    even those a user typed) or position 0, where a massive activation sits. A token that also
-    covers template text counts if it holds a visible character of the content.
+    Pooled are the tokens of *all* user messages' contents: never template text, special tokens or
+    position 0, where a massive activation sits. Special tokens that a user typed are text, and
+    pooled as such. A token that also covers template text counts if it holds a visible character of
+    the content.
 
     Args:
         messages: turns; a string is one user message.
@@ -68,7 +70,9 @@ def encode_prompt(
     Raises:
         DataError: no user message; the template refuses the turns; the tokenizer is not fast; the
             prompt is longer than ``max_length`` and may not or cannot be shortened; a content is
-            not found in the rendering; no token is left to pool (only white space).
+            not found in the rendering, or its control tokens cannot be told from the template's
+            (:func:`asr.data.rendering.render_messages`); no token is left to pool (only white
+            space).
     """
     require_fast(tokenizer)
     turns: Sequence[Message] = (
@@ -78,7 +82,8 @@ def encode_prompt(
         raise DataError("a prompt has no user message; give at least one")
 
     def tokens_of(candidate: Sequence[Message]) -> Tokens:
-        return tokenise_opening(tokenizer, template, template.render(candidate, True))
+        rendering = render_messages(candidate, tokenizer, template, True)
+        return tokenise_opening(tokenizer, template, rendering)
 
     tokens = tokens_of(turns)
     shortened = max_length is not None and len(tokens.ids) > max_length
@@ -93,14 +98,12 @@ def encode_prompt(
         except DoesNotFitError as error:
             raise DataError(f"prompt has {error}; shorten the prompt") from error
         tokens = tokens_of(turns)
-    rendered = template.render(turns, True)
+    rendered = render_messages(turns, tokenizer, template, True).text
     spans = content_spans(turns, template, rendered)
     mask = _pool_mask(rendered, spans, tokens, special_ids(tokenizer))
     pooled = (offset for offset, on in zip(tokens.offsets, mask, strict=True) if on)
     if not any(rendered[begin:end].strip() for begin, end in pooled):
-        raise DataError(
-            "the prompt has no text to route on (only white space or special tokens); write one"
-        )
+        raise DataError("the prompt has no text to route on (only white space); write one")
     return EncodedPrompt(tokens.ids, mask, shortened)
 
 

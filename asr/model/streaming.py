@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-_UNFINISHED = "\ufffd"
+from asr.model.answer_text import AnswerText
 
 
 class _AbandonedError(Exception):
@@ -24,15 +24,10 @@ class _PieceStreamer(BaseStreamer):
     hold words back, and at line ends decode anew, which drops a space from some tokenizers' lines.)
     """
 
-    def __init__(
-        self, tokenizer: Any, pieces: SimpleQueue[str | None], abandoned: Event, opening: str
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._opening = opening
+    def __init__(self, text: AnswerText, pieces: SimpleQueue[str | None], abandoned: Event) -> None:
+        self._text = text
         self._pieces = pieces
         self._abandoned = abandoned
-        self._tokens: list[int] = []
-        self._sent = ""
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
@@ -42,25 +37,15 @@ class _PieceStreamer(BaseStreamer):
         if not self._prompt_seen:
             self._prompt_seen = True
             return
-        self._tokens.extend(value.reshape(-1).tolist())
-        # The last character may lack bytes that the next token brings, and white space at the end
-        # may be taken back by a tokenizer that cleans up.
-        text = self._text().rstrip(_UNFINISHED + " ")
-        if not self._opening.startswith(text):
-            self._send(text.removeprefix(self._opening))
+        self._send(self._text.push(value.reshape(-1).tolist()))
 
     def end(self) -> None:
         """Send what was held back."""
-        self._send(self._text().removeprefix(self._opening))
+        self._send(self._text.finish())
 
-    def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        return text
-
-    def _send(self, text: str) -> None:
-        if len(text) > len(self._sent) and text.startswith(self._sent):
-            self._pieces.put(text[len(self._sent) :])
-            self._sent = text
+    def _send(self, piece: str) -> None:
+        if piece:
+            self._pieces.put(piece)
 
 
 def stream_pieces(
@@ -74,7 +59,7 @@ def stream_pieces(
     """
     abandoned = Event()
     pieces: SimpleQueue[str | None] = SimpleQueue()
-    streamer = _PieceStreamer(tokenizer, pieces, abandoned, opening)
+    streamer = _PieceStreamer(AnswerText(tokenizer, opening), pieces, abandoned)
     failures: list[BaseException] = []
 
     def work() -> None:

@@ -270,7 +270,9 @@ class Admission:
             if time.monotonic() - since > _GRACE_SECONDS:
                 log.error("adapter of '%s' cannot be read: %s", target.domain, error)
                 answer.fail("adapter", f"the adapter of '{target.domain}' cannot be read now")
-            return False
+        except Exception as error:
+            answer.fail_on(error)
+        return False
 
     def _ready_group(self, answers: list[Answer], prefill: Prefill) -> _Group:
         if len(answers) == 1:

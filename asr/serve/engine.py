@@ -270,7 +270,10 @@ class Engine:
     def _leave(self, answer: Answer) -> None:
         entry = self._batch.leave(answer)
         self._admission.release(answer)
-        if entry is not None and entry.key in self._keys():
+        keys = self._keys()
+        if answer.target is not None and answer.target.key not in keys:
+            self._residency.forget(keys)
+        elif entry is not None:
             self._cache.put(entry)
 
     def _answer_calls(self) -> bool:

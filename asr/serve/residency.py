@@ -1,7 +1,6 @@
 """Adapters on their way into memory, while the others go on.
 
-Reading, hashing and checking an adapter takes tens of milliseconds to seconds; a thread of its own
-does it, and the worker takes the result over between two steps. Requests for an adapter that is
+Reading, hashing and checking an adapter takes tens of milliseconds to seconds; other threads do it, and the worker takes the result over between two steps. Requests for an adapter that is
 being read share the one reading.
 """
 
@@ -22,7 +21,8 @@ class Residency:
 
     def __init__(self, bank: AdapterBank) -> None:
         self.bank = bank
-        self._readers = ThreadPoolExecutor(1, thread_name_prefix="asr-adapters")
+        # Several: one file on a slow disk must not keep the others waiting.
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="asr-adapters")
         self._reading: dict[str, Future[ReadyAdapter]] = {}
 
     def acquire(self, target: Target) -> bool:

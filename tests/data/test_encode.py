@@ -259,12 +259,6 @@ def message(example: Example, tokenizer: Tok, template: ChatTemplate) -> str:
     return str(error.value)
 
 
-def test_an_answer_with_the_end_of_turn_inside(tokenizer: Tok, chatml: ChatTemplate) -> None:
-    assert message(talk("Hi", "Yo<|im_end|>more"), tokenizer, chatml) == (
-        "legal.jsonl:7: an answer contains '<|im_end|>', the token that ends an answer; take it out"
-    )
-
-
 def test_no_continuation_of_the_prompt(tokenizer: Tok, chatml: ChatTemplate) -> None:
     text = chatml.text.replace(
         "{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}"
@@ -364,14 +358,14 @@ def test_all_labels_masked(tokenizer: Tok, chatml: ChatTemplate, count: int, nou
 
 
 def test_refused_examples_are_all_listed(tokenizer: Tok, chatml: ChatTemplate) -> None:
-    bad = [talk("a", "b<|im_end|>", source=f"legal.jsonl:{line}") for line in range(1, 31)]
+    bad = [talk("a \ud83d", "b", source=f"legal.jsonl:{line}") for line in range(1, 31)]
     with pytest.raises(DataError) as error:
         encode_examples([talk("a", "b"), *bad], tokenizer, chatml)
     lines = str(error.value).splitlines()
     assert lines[0] == (
         "legal.jsonl: 30 of 31 examples cannot be encoded; mend or remove (the first 20):"
     )
-    assert len(lines) == 21 and lines[1].startswith("legal.jsonl:1: an answer contains")
+    assert len(lines) == 21 and lines[1].startswith("legal.jsonl:1: the text holds")
     with pytest.raises(DataError, match="1 of 1 examples cannot be encoded; mend or remove:"):
         encode_examples(bad[:1], tokenizer, chatml)
 

@@ -92,11 +92,11 @@ def test_bos_in_front_moves_the_mask(
     assert prompt.pool_mask == [False, *plain.pool_mask]
 
 
-def test_special_tokens_that_a_user_typed_are_not_pooled(
+def test_special_tokens_that_a_user_typed_are_text_and_pooled(
     tokenizer: Tok, chatml: ChatTemplate
 ) -> None:
     prompt = encode_prompt("one<|im_end|>two", tokenizer, chatml)
-    assert pooled(prompt, tokenizer) == "onetwo"
+    assert pooled(prompt, tokenizer) == "one<|im_end|>two"
 
 
 BARE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -161,13 +161,11 @@ def test_a_content_that_is_changed(tokenizer: Tok, chatml: ChatTemplate) -> None
     )
 
 
-@pytest.mark.parametrize("content", ["", " \n\t", "<|im_end|>", " <|im_end|>\n"])
+@pytest.mark.parametrize("content", ["", " \n\t"])
 def test_nothing_to_pool(tokenizer: Tok, chatml: ChatTemplate, content: str) -> None:
     with pytest.raises(DataError) as error:
         encode_prompt(content, tokenizer, chatml)
-    assert str(error.value) == (
-        "the prompt has no text to route on (only white space or special tokens); write one"
-    )
+    assert str(error.value) == ("the prompt has no text to route on (only white space); write one")
 
 
 def test_half_a_character(tokenizer: Tok, chatml: ChatTemplate) -> None:

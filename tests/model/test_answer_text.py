@@ -190,6 +190,13 @@ def test_bytes_of_a_sentencepiece_run_wait_for_its_end():
     assert answer.push([a]) == "é a"
 
 
+def test_a_special_token_does_not_end_a_run_of_bytes():
+    tokenizer = sentencepiece_tokenizer()
+    ids = [3 + 0xC3, 3 + 0xA9, tokenizer.eos_token_id, 3 + 0xC3]
+    assert "".join(pieces_of(AnswerText(tokenizer), ids, [])) == "\ufffd" * 3
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "\ufffd" * 3
+
+
 def test_special_tokens_have_no_text():
     tokenizer = tiny_tokenizer()
     ids = [tokenizer.eos_token_id, *ids_of("one"), tokenizer.pad_token_id, *ids_of(" two")]
