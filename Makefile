@@ -56,6 +56,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "environment: installing torch (the largest download, some minutes)"
 	@$(PIP_INSTALL) torch
 	@echo "environment: installing the rest"
-	@$(PIP_INSTALL) -e '.[dev,quant]'
+	@$(PIP_INSTALL) -e '.[dev,quant,serve]'
 	@touch $@
 	@echo "environment: ready"

@@ -78,8 +78,8 @@ def arguments(
 
 def compare(
     base: LoadedBase, rows: Sequence[EncodedExample], kind: Any, batch: int, steps: int, rounds: int
-) -> None:
-    """Measure one placement and print its line."""
+) -> dict[str, Any]:
+    """Measure one placement, print its lines and return what they say."""
     layer = default_router_layer(base.n_layers)
     placement = resolve_placement(base.model, kind, layer)
     losses: dict[str, float] = {}
@@ -125,12 +125,19 @@ def compare(
     tokens = sum(len(row.input_ids) for row in rows) / len(rows) * batch * steps
     ours = timings["ours"].median
     print(placement.describe())
+    sides = {}
     for name, timing in timings.items():
         print(
             f"  {name:16} {tokens / timing.median:6.0f} tok/s, loss {losses[name]:.4f}, "
             f"ours is {timing.median / ours:.2f}x",
             flush=True,
         )
+        sides[name] = {
+            "tokens_per_second": round(tokens / timing.median, 1),
+            "loss": losses[name],
+            "times_ours": round(timing.median / ours, 4),
+        }
+    return {"placement": placement.describe(), "batch": batch, "sides": sides}
 
 
 def main() -> None:

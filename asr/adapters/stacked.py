@@ -31,8 +31,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TOKENS_PER_RUN = 16
-"""Mean tokens of a run from which on runs are faster than a masked stack (measured on CPUs)."""
+TOKENS_PER_RUN = {"cpu": 16, "cuda": 4096}
+"""Mean tokens of a run from which on runs are faster than a masked stack, by the kind of device.
+
+On a GPU it is launches that cost: eight runs took 3.5 times the bare base's prefill on an H200.
+"""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class ModuleAdapters:
         only = self.rows.runs[0][2] if len(self.rows.runs) == 1 else None
         if only is not None:
             result = _add(y, _down(x, self.factors[only]), self.factors[only].b)
-        elif tokens >= TOKENS_PER_RUN * len(self.rows.runs):
+        elif tokens >= _enough_tokens(x.device) * len(self.rows.runs):
             result = self._by_runs(y, x, tokens // rows)
         else:
             result = self._masked(y, x, tokens // rows)
@@ -194,6 +197,10 @@ class ModuleAdapters:
             if factors is not None:
                 _add(y[where], _down(x[where], factors), factors.b)
         return y
+
+
+def _enough_tokens(device: torch.device) -> int:
+    return TOKENS_PER_RUN["cpu" if device.type == "cpu" else "cuda"]
 
 
 def _down(x: Tensor, factors: Factors) -> Tensor:

@@ -21,6 +21,7 @@ from asr.cli.info import info
 from asr.cli.probe import probe
 from asr.cli.remove import remove
 from asr.cli.route import route
+from asr.cli.serve import serve
 from asr.cli.train import train
 
 _EPILOG = """\b
@@ -41,6 +42,7 @@ Fine-tune a sequence of domains, add one later, or remove one:
 \b
 Use the routed model:
   asr chat MODEL
+  asr serve MODEL
   asr route MODEL "How do I reset my PIN?"
   asr generate MODEL --file prompts.jsonl --out answers.jsonl
 
@@ -95,6 +97,7 @@ for _name, _command in (
     ("route", route),
     ("generate", generate),
     ("chat", chat),
+    ("serve", serve),
     ("info", info),
     ("eval", evaluate),
 ):

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from asr.errors import AsrError
 from asr.model.answer_text import AnswerText
 from asr.serve.request import (
     Event,
@@ -146,9 +145,6 @@ class Answer:
 
     def fail_on(self, error: BaseException) -> None:
         """End it with an error of the inside: its text goes to the log, a number to the client."""
-        if isinstance(error, AsrError):
-            self.fail("adapter", str(error))
-            return
         number = secrets.token_hex(4)
         log.error("internal error %s", number, exc_info=error)
         self.fail("internal", f"internal error {number}; the server's log says more")

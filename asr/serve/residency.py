@@ -1,7 +1,8 @@
 """Adapters on their way into memory, while the others go on.
 
-Reading, hashing and checking an adapter takes tens of milliseconds to seconds; other threads do it, and the worker takes the result over between two steps. Requests for an adapter that is
-being read share the one reading.
+Reading, hashing and checking an adapter takes tens of milliseconds to seconds; other threads do it,
+and the worker takes the result over between two steps. Requests for an adapter that is being read
+share the one reading.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from transformers import (
 from asr.adapters import LoraSettings, Placement, attach_for_training, detach, load_initial
 from asr.adapters.lora import TRAINING_NAME
 from asr.atomic import storage_errors
+from asr.base.attention import finite_gradients
 from asr.base.load import LoadedBase
 from asr.base.quiet import quiet_libraries
 from asr.base.split import accepts_logits_to_keep
@@ -249,7 +250,7 @@ def _run(
     began = time.perf_counter()
     # PEFT would cast every input to float32 first, and autocast back again.
     casting = disable_input_dtype_casting(model, active=base.dtype is not torch.float32)
-    with quiet_libraries(), casting, disk_errors(checkpoints), interrupt:
+    with quiet_libraries(), casting, finite_gradients(), disk_errors(checkpoints), interrupt:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = time.perf_counter() - began
     if interrupt.interrupted or interrupt.requested:  # requested alone: after the last step

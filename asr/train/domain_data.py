@@ -11,6 +11,7 @@ from asr.data.encode import EncodedSet, encode_examples, join_encoded
 from asr.data.formats import Example
 from asr.data.load import LoadedData
 from asr.data.problems import listed
+from asr.data.rendering import render_messages
 from asr.data.tokens import tokenise_opening
 from asr.data.views import VIEWS, CommonPart, find_common_part
 from asr.errors import ConfigError, DataError
@@ -133,7 +134,7 @@ def require_room(
     """
     problems = []
     for example in examples:
-        text = base.template.render(example.prompt, add_generation_prompt=True)
+        text = render_messages(example.prompt, base.tokenizer, base.template, True)
         tokens = len(tokenise_opening(base.tokenizer, base.template, text).ids)
         if tokens + max_new_tokens > base.context_length:
             problems.append(f"{example.source}: a prompt of {tokens} tokens")

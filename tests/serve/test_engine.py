@@ -77,7 +77,7 @@ def test_a_mixed_crowd_answers_as_each_alone(engine, alone):
             assert collected.route.decision.scores == pytest.approx(scores, abs=1e-5)
     status = quiet(engine)
     assert status.running == status.waiting == 0
-    assert status.step_rows / status.steps > 4
+    assert status.step_rows / status.steps > 2
     assert not any("forward" in vars(module) for module in engine._base.model.modules())
 
 
