@@ -31,6 +31,7 @@ from transformers import DynamicCache
 
 from asr.adapters import AdapterBank, linear_modules
 from asr.base.load import LoadedBase, load_base
+from asr.base.packed import pack_linear_modules
 from asr.base.quiet import quiet_libraries
 from asr.base.row_cache import RowCache, states_of
 from benchmarks.interleaved import machine
@@ -74,7 +75,7 @@ class Clock:
 def run(line: Line, ids: torch.Tensor, steps: int, clock: Clock) -> tuple[float, float]:
     """Seconds of the prefill, and of a decode step (the median one)."""
     device, (batch, length) = ids.device, ids.shape
-    cache, own = RowCache(), DynamicCache()
+    cache, own = RowCache(hidden_column=device.type == "cpu"), DynamicCache()
     with line.rows():
         began = clock()
         logits = line.model(
@@ -150,6 +151,7 @@ def decode_table(
         of as many rows, and ``tokens_per_second`` of decoding.
     """
     clock = Clock(wall)
+    pack_linear_modules(base.model, print)  # as a routed model does when it is loaded
     with tempfile.TemporaryDirectory() as place:
         folders = write_adapters(base, Path(place), [f"deep{i}" for i in range(SLOTS)])
         downs = [m.name for m in linear_modules(base.model) if m.name.endswith("down_proj")]

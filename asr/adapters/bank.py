@@ -6,7 +6,8 @@ adapts is stood in for by one that adds the rows' LoRAs to the output (:mod:`asr
 and put back when the block ends, however it ends. Outside :meth:`AdapterBank.rows` the model *is*
 the base, and rows of the base alone run its own modules untouched.
 
-Adapters run in the base's own floating-point type, as they did under autocast in training.
+Prompts run through adapters in the base's own floating-point type, as they did under autocast in
+training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.adapters.placement import linear_modules
-from asr.adapters.stacked import Factors, ModuleAdapters, Rows, Stack, stack
+from asr.adapters.stacked import Factors, ModuleAdapters, Rows, Stack
 from asr.adapters.storage import StoredAdapter, load_adapter, lora_factors
 from asr.errors import AdapterError, unknown
 
@@ -70,8 +71,8 @@ class AdapterBank:
         self.evictions = 0
         self._resident: dict[str, ReadyAdapter] = {}  # least recently used first
         self._pins: Counter[str] = Counter()
-        self._stacks: dict[str, Stack] = {}  # by module, of the adapters in _stacked
-        self._stacked: tuple[str, ...] = ()
+        self._stacks: dict[str, Stack] = {}  # by module
+        self._slots: list[str] = []  # the adapters in them, in their order
         self._plans: dict[tuple[str | None, ...], _Plan] = {}  # least recently used first
         self._adapted: dict[str, _AdaptedModule] = {}
         self._shapes: dict[str, tuple[int, int]] | None = None
@@ -117,6 +118,8 @@ class AdapterBank:
             )
         self._check_fits(stored, folder)
         dtype = getattr(self.model, "dtype", torch.float32)
+        if getattr(self.model, "device", torch.device("cpu")).type == "cpu":
+            dtype = torch.float32  # thin products are faster in it; see asr.adapters.stacked
         factors, modules = {}, []
         for name in stored.modules:
             adapted = self._adapted.get(name)
@@ -246,7 +249,7 @@ class AdapterBank:
                 "rows() cannot be nested: a batch is running with its adapters; read its answer to "
                 "the end, or close it, first"
             )
-        used = list(dict.fromkeys(name for name in names if name is not None))
+        used = _distinct(names)
         for name in used:
             if name not in self._resident:
                 raise AdapterError(unknown("adapter", name, self._resident))
@@ -278,22 +281,39 @@ class AdapterBank:
 
     def factors_on(self, module: str, names: Sequence[str]) -> dict[str, Factors]:
         """Factors of the named resident adapters on a module, where they touch it."""
-        found = {name: self._resident[name].factors.get(module) for name in names}
+        found = {name: self._factors(name, module) for name in names}
         return {name: factors for name, factors in found.items() if factors is not None}
 
-    def stack_on(self, module: str, names: Sequence[str]) -> Stack:
-        """The stacked factors of (at least) the named adapters on a module.
+    def slots_for(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Give the adapters slots in the stacks, and return the names in all slots.
 
-        A stack serves until other adapters are wanted, or half of its columns are idle: rows that
-        come and go with the same few adapters copy nothing.
+        An adapter keeps its slot until one that a row uses needs it, or until most slots are idle:
+        rows that come and go with the same few adapters copy nothing.
         """
-        wanted = set(names)
-        if not wanted <= set(self._stacked) or len(self._stacked) > 2 * len(wanted):
-            self._stacks.clear()
-            self._stacked = tuple(sorted(wanted))
-        if module not in self._stacks:
-            self._stacks[module] = stack(self.factors_on(module, self._stacked))
-        return self._stacks[module]
+        active = [name for name in self._resident if self._pins[name] or name in wanted]
+        if len(self._slots) > 2 * len(active):
+            self._slots = [name for name in self._slots if name in active]
+            self._plans.clear()
+        missing = [name for name in wanted if name not in self._slots]
+        for name in missing:
+            idle = next((k for k, held in enumerate(self._slots) if held not in active), None)
+            if idle is None:
+                self._slots.append(name)
+            else:
+                self._slots[idle] = name
+        if missing:
+            self._plans.clear()
+        return tuple(self._slots)
+
+    def stack_on(self, module: str, slots: Sequence[str]) -> Stack:
+        """The stacked factors of the adapters in these slots on a module."""
+        stack = self._stacks.setdefault(module, Stack())
+        stack.hold([self._factors(name, module) for name in slots])
+        return stack
+
+    def _factors(self, name: str, module: str) -> Factors | None:
+        ready = self._resident.get(name)  # a slot may still name one that was dropped
+        return None if ready is None else ready.factors.get(module)
 
     def forget_plans(self) -> None:
         """Make the plans of rows anew when they are asked for again."""
@@ -302,14 +322,12 @@ class AdapterBank:
     def _forget_stacks(self) -> None:
         self._plans.clear()
         self._stacks.clear()
-        self._stacked = ()
+        self._slots.clear()
 
     def _drop(self, name: str) -> None:
         del self._resident[name]
         self._pins.pop(name, None)
         self._plans.clear()
-        if name in self._stacked:
-            self._forget_stacks()
 
     def _check_fits(self, stored: StoredAdapter, folder: Path) -> None:
         if self._shapes is None:
@@ -353,18 +371,22 @@ class _Plan:
         self._take([self.rows.names[row] for row in kept])
 
     def _take(self, names: Sequence[str | None]) -> None:
-        self.rows = Rows(names, self._device)
+        self.rows = Rows(names, self._bank.slots_for(_distinct(names)), self._device)
         self._modules: dict[str, ModuleAdapters] = {}
 
     def adapters(self, module: str) -> ModuleAdapters:
         """What a module adds."""
         found = self._modules.get(module)
         if found is None:
-            bank, used = self._bank, sorted(self.rows.used)
-            factors = bank.factors_on(module, used)
-            found = ModuleAdapters(self.rows, factors, lambda: bank.stack_on(module, used))
+            bank, slots = self._bank, self.rows.slots
+            factors = bank.factors_on(module, sorted(self.rows.used))
+            found = ModuleAdapters(self.rows, factors, lambda: bank.stack_on(module, slots))
             self._modules[module] = found
         return found
+
+
+def _distinct(names: Sequence[str | None]) -> list[str]:
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 class _AdaptedModule:

@@ -39,12 +39,19 @@ _LEAST_ROWS = 8
 class RowCache(Cache):
     """Keys and values of the rows of a running batch; see the module.
 
+    Args:
+        hidden_column: show one column more than the longest row has, which the mask hides. Where
+            nothing is hidden, transformers asks PyTorch for grouped queries without a mask, which
+            on a CPU takes six times as long as with one (1.2 ms a layer for 8 rows of
+            smollm2-135m).
+
     Attributes:
         lengths: tokens of each row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hidden_column: bool = True) -> None:
         super().__init__(layers=[])
+        self._hidden = int(hidden_column)
         self.layers: list[Any] = []
         self.lengths: list[int] = []
         self._end = 0  # columns before it are filled
@@ -54,8 +61,8 @@ class RowCache(Cache):
 
     @property
     def width(self) -> int:
-        """Columns in use: the longest row's tokens."""
-        return max(self.lengths, default=0)
+        """Columns in use: the longest row's tokens, and the hidden one."""
+        return max(self.lengths) + self._hidden if self.lengths else 0
 
     # -- rows ------------------------------------------------------------------------------------
 
@@ -69,7 +76,7 @@ class RowCache(Cache):
         """
         if not self.layers:
             self.layers = [_Layer(self, present=state is not None) for state in states]
-        self._make_room(len(self.lengths) + 1, length, states)
+        self._make_room(len(self.lengths) + 1, length + self._hidden, states)
         row = len(self.lengths)
         self.lengths.append(length)
         for layer, state in zip(self.layers, states, strict=True):

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from asr.adapters import AdapterBank
 from asr.base.load import LoadedBase, Say, load_base
+from asr.base.packed import pack_linear_modules
 from asr.base.quantisation import QUANTISATIONS, UseQuantisation
 from asr.base.split import PrefixState
 from asr.base.whole import WholeForward
@@ -116,6 +117,7 @@ class RoutedModel:
             say=say,
         )
         require_base(loaded, manifest)
+        pack_linear_modules(loaded.model, say)
         model = cls(loaded, manifest, opened.directory, stored.router)
         for problem in unrouted(manifest, stored.router.names):
             say(f"warning: {problem}")

@@ -47,7 +47,7 @@ class RunningBatch:
         self._bank = bank
         self._entry_layer = entry_layer
         self._keep_hidden = keep_hidden
-        self._cache = RowCache()
+        self._cache = RowCache(hidden_column=model.device.type == "cpu")
 
     def __len__(self) -> int:
         return len(self.rows)
