@@ -53,6 +53,10 @@ class EngineClient:
         generator = np.random.default_rng((self.seed, number))
         ids = generator.integers(5, len(self.engine.tokenizer), self.tokens_in).tolist()
         prompt = EncodedPrompt(ids, [False] + [True] * (self.tokens_in - 1))
+        return self.ask(prompt, self.models[number % len(self.models)])
+
+    def ask(self, prompt: EncodedPrompt, model: str) -> Sample:
+        """One request; returns when it has ended."""
         done, times = threading.Event(), []
         ends: list[Event] = []
 
@@ -64,7 +68,6 @@ class EngineClient:
                 done.set()
 
         began = time.perf_counter()
-        model = self.models[number % len(self.models)]
         self.engine.submit(ServeRequest(prompt, model, self.sampling), deliver)
         done.wait()
         if isinstance(ends[0], Failed):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -22,16 +26,16 @@ from asr.cli.options import (
     BaseOption,
     DeviceOption,
     DtypeOption,
-    ModelArgument,
     QuantisationOption,
     TrustOption,
     load_model,
+    refuse_given,
 )
 from asr.cli.output import fail, stdout
-from asr.errors import AdapterError, DataError, did_you_mean, unknown
+from asr.errors import AdapterError, AsrError, ConfigError, DataError, did_you_mean, unknown
 
 if TYPE_CHECKING:
-    from asr.model.routed_model import RoutedModel
+    from asr.router import Decision
 
 COMMANDS = {
     "/adapter NAME": "answer with this domain's adapter, or base; auto routes again",
@@ -40,9 +44,36 @@ COMMANDS = {
     "/quit": "leave, as Ctrl-D does",
 }
 
+_OF_THE_SERVER = ("base", "device", "dtype", "quantisation", "trust_remote_code")
+
 
 def chat(
-    model: ModelArgument,
+    context: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", help="Folder that asr train wrote; or --url.", show_default=False
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="Talk with a running asr serve in place of MODEL.",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="ASR_API_KEY",
+            help="The server's API key.",
+            show_default=False,
+        ),
+    ] = None,
     adapter: AdapterOption = "auto",
     max_new_tokens: LengthOption = 256,
     temperature: TemperatureOption = None,
@@ -54,15 +85,28 @@ def chat(
     quantisation: QuantisationOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    r"""Talk with the routed model; each turn shows where it was routed.
+    r"""Talk with the routed model, or a server of it; each turn shows where it was routed.
 
     Ctrl-C stops an answer, pressed twice it leaves, as /quit and Ctrl-D do.
 
     \b
     asr chat MODEL
     asr chat MODEL --adapter legal --temperature 0.7
+    asr chat --url http://127.0.0.1:8000
     """
+    if (model is None) == (url is None):
+        what = "what to talk with" if model is None else "MODEL or --url, not both"
+        raise ConfigError(f"give {what}: asr chat MODEL, or asr chat --url http://127.0.0.1:8000")
     sampling = sampling_fields(temperature, top_p)
+    if url is not None:
+        refuse_given(context, _OF_THE_SERVER, "--url", "that is the server's to decide")
+        from asr.cli.chat_server import ServerModel
+
+        with closing(ServerModel(url, api_key, seed)) as server:
+            _talk(server, adapter, max_new_tokens, sampling)
+        return
+    assert model is not None
+    refuse_given(context, ["api_key"], "MODEL", "only a server asks for it")
     routed = load_model(
         model,
         adapter=adapter,
@@ -73,9 +117,27 @@ def chat(
         trust_remote_code=trust_remote_code,
     )
     set_seed(seed)
-    talk = Chat(routed, stdout(), max_new_tokens, sampling)
-    talk.choose(adapter)
-    talk.run()
+    _talk(routed, adapter, max_new_tokens, sampling)
+
+
+class Partner(Protocol):
+    """Who answers: a routed model in this process, or one behind a server."""
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """Names of the domains."""
+        ...
+
+    def stream(
+        self,
+        prompt: Sequence[Mapping[str, str]],
+        *,
+        adapter: str,
+        max_new_tokens: int,
+        **generation: Any,
+    ) -> tuple[Decision | None, str, Iterator[str]]:
+        """Return the decision, the adapter's name and the answer, piece by piece."""
+        ...
 
 
 class Chat:
@@ -89,7 +151,7 @@ class Chat:
     """
 
     def __init__(
-        self, model: RoutedModel, console: Console, max_new_tokens: int, sampling: dict[str, Any]
+        self, model: Partner, console: Console, max_new_tokens: int, sampling: dict[str, Any]
     ) -> None:
         self.model = model
         self.console = console
@@ -134,6 +196,7 @@ class Chat:
 
         Raises:
             DataError: the conversation does not fit the context any more.
+            AsrError: a server does not answer, see :class:`asr.cli.chat_server.ServerModel`.
             KeyboardInterrupt: Ctrl-C.
         """
         self.turns.append({"role": "user", "content": text})
@@ -150,6 +213,9 @@ class Chat:
                 for piece in pieces:
                     spoken += piece
                     self.console.print(Text(piece), end="", soft_wrap=True)
+            except AsrError:
+                self.console.print()  # what went wrong stands on a line of its own
+                raise
             finally:
                 close = getattr(pieces, "close", None)
                 if close is not None:
@@ -182,7 +248,7 @@ class Chat:
             self.answer(line.removeprefix("/"))
         except DataError as error:
             fail(f"{error}; /reset starts a new conversation")
-        except AdapterError as error:
+        except AsrError as error:
             fail(str(error))
         return False
 
@@ -207,3 +273,9 @@ class Chat:
             near = did_you_mean(name, known)
             fail(f"unknown command '{name}'{near}; there are: {', '.join(known)}")
         return False
+
+
+def _talk(model: Partner, adapter: str, max_new_tokens: int, sampling: dict[str, Any]) -> None:
+    talk = Chat(model, stdout(), max_new_tokens, sampling)
+    talk.choose(adapter)
+    talk.run()

@@ -16,6 +16,7 @@ from asr.cli.boundary import Boundary, Command
 from asr.cli.chat import chat
 from asr.cli.check import check
 from asr.cli.eval import evaluate
+from asr.cli.export import export
 from asr.cli.generate import generate
 from asr.cli.info import info
 from asr.cli.probe import probe
@@ -43,6 +44,7 @@ Fine-tune a sequence of domains, add one later, or remove one:
 Use the routed model:
   asr chat MODEL
   asr serve MODEL
+  asr export MODEL --to vllm
   asr route MODEL "How do I reset my PIN?"
   asr generate MODEL --file prompts.jsonl --out answers.jsonl
 
@@ -98,6 +100,7 @@ for _name, _command in (
     ("generate", generate),
     ("chat", chat),
     ("serve", serve),
+    ("export", export),
     ("info", info),
     ("eval", evaluate),
 ):

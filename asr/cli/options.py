@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,3 +119,24 @@ def load_model(
         trust_remote_code=trust_remote_code,
         say=note,
     )
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], option: str, why: str) -> None:
+    """Refuse options on the command line that would do nothing.
+
+    Args:
+        context: of the command.
+        names: of its parameters.
+        option: the option beside which they do nothing.
+        why: the reason, a sentence.
+
+    Raises:
+        ConfigError: one of them was given; names all that were.
+    """
+    given = []
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            given.append(f"--{name.replace('_', '-')}")
+    if given:
+        raise ConfigError(f"with {option} leave out {', '.join(given)}: {why}")

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +24,7 @@ from asr.cli.options import (
     QuantisationOption,
     TrustOption,
     load_model,
+    refuse_given,
 )
 from asr.cli.output import counted, note, seconds, stdout
 from asr.errors import ConfigError
@@ -35,9 +36,14 @@ _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**n for n, letter in enumerate("KMGT", start=1)}
 _UNITS |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", start=1)}
+_OF_THE_ENGINE = (
+    *("max_batch", "adapter_memory", "cache_memory", "max_waiting", "allow_adapter_changes"),
+    *("dtype", "quantisation", "trust_remote_code"),
+)
 
 
 def serve(
+    context: typer.Context,
     model: ModelArgument,
     host: Annotated[
         str, typer.Option("--host", metavar="HOST", help="Interface to listen on.")
@@ -87,6 +93,35 @@ def serve(
             "--grace", min=0, metavar="SECONDS", help="Time for running answers at the end."
         ),
     ] = 30.0,
+    engine_url: Annotated[
+        str | None,
+        typer.Option(
+            "--engine-url",
+            metavar="URL",
+            help="Generate nothing here: route, and forward to the engine at this address, which "
+            "serves the base and the adapters.",
+            show_default=False,
+        ),
+    ] = None,
+    engine_key: Annotated[
+        str | None,
+        typer.Option(
+            "--engine-key",
+            metavar="KEY",
+            envvar="ASR_ENGINE_KEY",
+            help="The engine's API key. Default: what each client sends.",
+            show_default=False,
+        ),
+    ] = None,
+    base_name: Annotated[
+        str | None,
+        typer.Option(
+            "--base-name",
+            metavar="NAME",
+            help="The base's name at the engine. Default: from the engine's list of models.",
+            show_default=False,
+        ),
+    ] = None,
     base: BaseOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -101,6 +136,7 @@ def serve(
     \b
     asr serve MODEL
     ASR_API_KEY=... asr serve MODEL --host 0.0.0.0 --port 80
+    asr serve MODEL --engine-url http://127.0.0.1:8001
     """
     _require_packages()
     sizes = {
@@ -110,6 +146,24 @@ def serve(
     most = parse_size("--max-body", max_body)
     if api_key is not None and not api_key.strip():
         raise ConfigError("the API key is empty; give one, or leave --api-key out")
+    if engine_url is not None:
+        refuse_given(context, _OF_THE_ENGINE, "--engine-url", "that is the engine's to decide")
+        _serve_proxy(
+            model,
+            engine_url,
+            host=host,
+            port=port,
+            api_key=api_key,
+            max_body=most,
+            grace=grace,
+            engine_key=engine_key,
+            base_name=base_name,
+            base=base,
+            device="cpu" if device == "auto" else device,
+        )
+        return
+    if base_name is not None:
+        raise ConfigError("--base-name needs --engine-url; without an engine the base is 'base'")
     from asr.serve.api import ApiSettings, make_app
     from asr.serve.api.server import Server, bind, url_of
 
@@ -133,11 +187,56 @@ def serve(
                 app.state.api.engine = engine
                 _announce(model, engine, url_of(bound), api_key, time.monotonic() - started)
                 received = stop.wait()
-                note(f"stopping: running answers have {seconds(grace)} to end; again ends at once")
-                if not engine.drain(grace):
-                    note("warning: answers that had not ended were cut off")
+                _end(engine.drain, grace)
             finally:
                 engine.close()
+    if received == signal.SIGINT:
+        raise StoppedError("stopped")
+
+
+def _serve_proxy(
+    model: Path,
+    engine_url: str,
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    max_body: int,
+    grace: float,
+    engine_key: str | None,
+    base_name: str | None,
+    base: str | None,
+    device: str,
+) -> None:
+    """Route requests and forward them until a signal comes."""
+    from asr.serve.api.server import Server, bind, url_of
+    from asr.serve.proxy import make_proxy
+    from asr.serve.upstream import check_upstream
+
+    started = time.monotonic()
+    with bind(host, port, protected=api_key is not None) as bound, _stop_signals() as stop:
+        upstream = check_upstream(model, engine_url, base_name=base_name, key=engine_key)
+        proxy = make_proxy(
+            model,
+            upstream.url,
+            base=base,
+            base_name=upstream.base_name,
+            upstream_key=engine_key,
+            api_key=api_key,
+            max_body=max_body,
+            device=device,
+        )
+        with Server(proxy, bound):
+            url = url_of(bound)
+            _say(
+                f"{model} is routed at {url}/v1 to the engine at {upstream.url} (ready after "
+                f"{seconds(time.monotonic() - started)}); Ctrl-C stops",
+                f'{_listed(upstream.domains)}; model "auto" routes, "{upstream.base_name}" is '
+                "none of them",
+                _example(url, api_key),
+            )
+            received = stop.wait()
+            _end(proxy.drain, grace)
     if received == signal.SIGINT:
         raise StoppedError("stopped")
 
@@ -245,17 +344,35 @@ def _stop_signals() -> Iterator[_Stop]:
 def _announce(
     model: Path, engine: ServingEngine, url: str, key: str | None, elapsed: float
 ) -> None:
-    domains = engine.served.domains
+    _say(
+        f"{model} is served at {url}/v1 (ready after {seconds(elapsed)}); Ctrl-C stops",
+        f'{_listed(engine.served.domains)}; model "auto" routes, "base" is none of them',
+        f"page: {url}/",
+        _example(url, key),
+    )
+
+
+def _end(drain: Callable[[float], bool], grace: float) -> None:
+    note(f"stopping: running answers have {seconds(grace)} to end; again ends at once")
+    if not drain(grace):
+        note("warning: answers that had not ended were cut off")
+
+
+def _listed(domains: Sequence[str]) -> str:
+    return f"{counted(len(domains), 'domain')}: {', '.join(domains)}"
+
+
+def _example(url: str, key: str | None) -> str:
     body = json.dumps({"messages": [{"role": "user", "content": "Hello"}]})
     secret = ' -H "authorization: Bearer $ASR_API_KEY"' if key else ""
-    console = stdout()
-    for line in (
-        f"{model} is served at {url}/v1 (ready after {seconds(elapsed)}); Ctrl-C stops",
-        f'{counted(len(domains), "domain")}: {", ".join(domains)}; model "auto" routes, '
-        '"base" is none of them',
-        f"page: {url}/",
+    return (
         f"try:  curl {url}/v1/chat/completions -H 'content-type: application/json'{secret} "
-        f"-d '{body}'",
-    ):
+        f"-d '{body}'"
+    )
+
+
+def _say(*lines: str) -> None:
+    console = stdout()
+    for line in lines:
         console.print(line, soft_wrap=True)
     console.file.flush()

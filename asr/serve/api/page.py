@@ -1,13 +1,12 @@
-"""The page at ``/``: three files of the package, by fixed names, that load nothing from outside."""
+"""The page at ``/``: a few files of the package, by fixed names, that load nothing from outside."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.responses import FileResponse
-
-router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).resolve().parents[1] / "page"
 
@@ -19,20 +18,24 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 
+_SCRIPTS = ("answer", "app", "client", "dom", "figures", "lock", "route")
 
-@router.get("/")
-async def index() -> FileResponse:
-    """Return the page."""
-    return FileResponse(FOLDER / "index.html", media_type="text/html", headers=HEADERS)
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/style.css": ("style.css", "text/css"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in _SCRIPTS},
+}
+"""Name and media type of the file at each path."""
+
+router = APIRouter(include_in_schema=False)
 
 
-@router.get("/style.css")
-async def style() -> FileResponse:
-    """Return its looks."""
-    return FileResponse(FOLDER / "style.css", media_type="text/css", headers=HEADERS)
+def _sends(name: str, media_type: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def send() -> FileResponse:
+        return FileResponse(FOLDER / name, media_type=media_type, headers=HEADERS)
+
+    return send
 
 
-@router.get("/app.js")
-async def script() -> FileResponse:
-    """Return its script."""
-    return FileResponse(FOLDER / "app.js", media_type="text/javascript", headers=HEADERS)
+for _path, _file in FILES.items():
+    router.add_api_route(_path, _sends(*_file), methods=["GET"])

@@ -8,8 +8,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asr.serve.api.errors import ApiError
+from asr.serve.api.page import FILES
 
-OPEN = frozenset({"/", "/style.css", "/app.js", "/health", "/ready"})
+OPEN = frozenset({*FILES, "/health", "/ready"})
 """What needs no key: the page, which asks for one, and what load balancers look at."""
 
 
@@ -17,15 +18,21 @@ class RequireKey:
     """Lets requests pass that send ``Authorization: Bearer KEY``; all else is 401.
 
     The comparison takes as long for a nearly right key as for any other.
+
+    Args:
+        app: who answers.
+        key: what clients must send.
+        open_paths: what needs no key.
     """
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, open_paths: frozenset[str] = OPEN) -> None:
         self.app = app
         self._key = key.encode()
+        self._open = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it before its body is read."""
-        if scope["type"] != "http" or scope["path"] in OPEN or self._right(scope):
+        if scope["type"] != "http" or scope["path"] in self._open or self._right(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(
