@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
@@ -88,6 +89,7 @@ def load_shallow_base(
     kind, reason = choose_dtype(where, dtype)
     tokenizer = load_tokenizer(name, resolved.path, trust_remote_code)
     config = _cut(resolved.path, layer, name, trust_remote_code)
+    transformers.logging.disable_progress_bar()
     try:
         with quiet_libraries():
             model, loading = AutoModel.from_pretrained(

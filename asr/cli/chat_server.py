@@ -199,6 +199,8 @@ def _text(chunk: Mapping[str, Any]) -> str:
 
 def _route(chunk: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[Decision | None, str]:
     """Return the decision and the adapter's name, from an answer's first chunk or its headers."""
+    if "x-asr-domain" in headers:  # a router in front of the engine
+        return _decision_of(headers)
     told = chunk.get("asr")
     if told is None:
         return None, headers.get("x-asr-adapter") or str(chunk["model"])
@@ -214,6 +216,24 @@ def _route(chunk: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[Decisi
         threshold=-math.inf if threshold is None else threshold,
         scores=told["scores"],
         probability=told["probability"],
+    )
+    return decision, decision.route
+
+
+def _decision_of(headers: Mapping[str, str]) -> tuple[Decision, str]:
+    """What :mod:`asr.serve.middleware` tells of its decision: no scores of the other domains."""
+    domain, score = headers["x-asr-domain"], float(headers["x-asr-score"])
+    margin = headers.get("x-asr-margin")
+    abstained = headers["x-asr-route"] == "abstained"
+    decision = Decision(
+        domain=domain,
+        route="base" if abstained else domain,
+        abstained=abstained,
+        score=score,
+        margin=None if margin is None else float(margin),
+        threshold=float(headers["x-asr-threshold"]),
+        scores={domain: score},
+        probability=math.nan,
     )
     return decision, decision.route
 

@@ -119,7 +119,9 @@ class RouteAuto:
 
         async def send_told(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *told]}
+                # An engine may tell a route of its own: that it was given a name.
+                own = [h for h in message.get("headers", ()) if not h[0].startswith(b"x-asr-")]
+                message = {**message, "headers": [*own, *told]}
             await send(message)
 
         await self.app({**scope, "headers": headers.raw}, _replay(routed, receive), send_told)
@@ -143,7 +145,7 @@ class RouteAuto:
                 for entry in listing.get("data", ())
                 if isinstance(entry, dict) and "id" in entry and not entry.get("parent")
             ]
-            own = [name for name in names if name not in self.gateway.served.domains]
+            own = [name for name in names if name not in (AUTO, *self.gateway.served.domains)]
             if not own:
                 raise ApiError(
                     503,
@@ -163,7 +165,8 @@ class RouteAuto:
             try:
                 listing = json.loads(body)
                 entry = {"id": AUTO, "object": "model", "created": 0, "owned_by": "asr"}
-                listing["data"] = [entry, *listing["data"]]
+                others = [one for one in listing["data"] if one["id"] != AUTO]
+                listing["data"] = [entry, *others]
                 body = json.dumps(listing).encode()
             except (ValueError, KeyError, TypeError):
                 log.warning("the server's list of models is none that can be added to")

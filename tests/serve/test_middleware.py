@@ -44,7 +44,8 @@ def engine() -> FastAPI:
                 for piece in ("one", "two", asked["model"]):
                     yield f"data: {piece}\n\n"
 
-            return StreamingResponse(pieces(), media_type="text/event-stream")
+            headers = {"x-asr-adapter": "the engine's own"}
+            return StreamingResponse(pieces(), headers=headers, media_type="text/event-stream")
         return JSONResponse({"model": asked.get("model")}, 200 if asked else 422)
 
     @app.get("/v1/models")
@@ -115,6 +116,7 @@ def test_only_the_model_of_the_body_changes(served, model):
 def test_streams_pass_as_they_come(served):
     found = ask(served[1], json=chat(PROMPTS[0], stream=True))
     adapter = found.headers["x-asr-adapter"]
+    assert found.headers.get_list("x-asr-adapter") == [adapter] != ["the engine's own"]
     assert found.text == f"data: one\n\ndata: two\n\ndata: {adapter}\n\n"
 
 
