@@ -21,7 +21,7 @@ from pathlib import Path
 VERSION = "0.32.0"
 ROOT = Path(__file__).parents[1]
 
-# Listed by the wheel; text needs neither, and vLLM fails where they do not fit the torch beside them.
+# Listed by the wheel, not needed for text, and vLLM fails where they do not fit the torch beside.
 LEFT_OUT = ("torchaudio", "torchcodec", "torchvision")
 
 

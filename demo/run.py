@@ -213,6 +213,10 @@ def _next(folder: Path, figure: Path) -> str:
     lines = [
         (f"asr chat {model}", "talk to it; each turn shows its route"),
         (f'asr route {model} "..."', "where a prompt goes, and how sure that is"),
+        (
+            f"asr serve {model}",
+            "the same over HTTP, with a page; demo/ask.sh and demo/ask.py ask it",
+        ),
         (f"asr add {model} mine=mine.jsonl", "a domain of your own; no other is touched"),
         (f"asr eval {model} --split test", "the whole matrix, with the instruction and without"),
         (f"asr info {model}", "what is in the model directory"),
