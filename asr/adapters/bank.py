@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from asr.adapters.applied import AdaptedModule, Plan, distinct
 from asr.adapters.placement import linear_modules
-from asr.adapters.stacked import Factors, ModuleAdapters, Rows, Stack
+from asr.adapters.stacked import Factors, Stack
 from asr.adapters.storage import StoredAdapter, load_adapter, lora_factors
 from asr.errors import AdapterError, unknown
 
@@ -43,7 +44,7 @@ class ReadyAdapter:
     """
 
     factors: dict[str, Factors]
-    modules: tuple[_AdaptedModule, ...]
+    modules: tuple[AdaptedModule, ...]
     sha256: str
     nbytes: int
 
@@ -73,8 +74,8 @@ class AdapterBank:
         self._pins: Counter[str] = Counter()
         self._stacks: dict[str, Stack] = {}  # by module
         self._slots: list[str] = []  # the adapters in them, in their order
-        self._plans: dict[tuple[str | None, ...], _Plan] = {}  # least recently used first
-        self._adapted: dict[str, _AdaptedModule] = {}
+        self._plans: dict[tuple[str | None, ...], Plan] = {}  # least recently used first
+        self._adapted: dict[str, AdaptedModule] = {}
         self._shapes: dict[str, tuple[int, int]] | None = None
         self._open = False
 
@@ -125,7 +126,7 @@ class AdapterBank:
             adapted = self._adapted.get(name)
             if adapted is None:
                 adapted = self._adapted.setdefault(
-                    name, _AdaptedModule(name, self.model.get_submodule(name))
+                    name, AdaptedModule(name, self.model.get_submodule(name))
                 )
             weight: Any = adapted.module.weight
             a, b = lora_factors(stored, name)
@@ -249,7 +250,7 @@ class AdapterBank:
                 "rows() cannot be nested: a batch is running with its adapters; read its answer to "
                 "the end, or close it, first"
             )
-        used = _distinct(names)
+        used = distinct(names)
         for name in used:
             if name not in self._resident:
                 raise AdapterError(unknown("adapter", name, self._resident))
@@ -271,9 +272,9 @@ class AdapterBank:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _plan(self, names: tuple[str | None, ...]) -> _Plan:
+    def _plan(self, names: tuple[str | None, ...]) -> Plan:
         """The plan of these rows; the last few are kept, as decoding asks for the same again."""
-        plan = self._plans.pop(names, None) or _Plan(self, names)
+        plan = self._plans.pop(names, None) or Plan(self, names)
         self._plans[names] = plan
         while len(self._plans) > _PLANS:
             del self._plans[next(iter(self._plans))]
@@ -354,71 +355,3 @@ class AdapterBank:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class _Plan:
-    """The rows of a block: what each module adds for them, made when the module is first called."""
-
-    def __init__(self, bank: AdapterBank, names: Sequence[str | None]) -> None:
-        self._bank = bank
-        self._device = getattr(bank.model, "device", torch.device("cpu"))
-        self.following: list[_AdaptedModule] = []
-        self._take(names)
-
-    def keep(self, kept: list[int]) -> None:
-        """Go on with these rows."""
-        self._bank.forget_plans()  # this one is another now
-        self._take([self.rows.names[row] for row in kept])
-
-    def _take(self, names: Sequence[str | None]) -> None:
-        self.rows = Rows(names, self._bank.slots_for(_distinct(names)), self._device)
-        self._modules: dict[str, ModuleAdapters] = {}
-
-    def adapters(self, module: str) -> ModuleAdapters:
-        """What a module adds."""
-        found = self._modules.get(module)
-        if found is None:
-            bank, slots = self._bank, self.rows.slots
-            factors = bank.factors_on(module, sorted(self.rows.used))
-            found = ModuleAdapters(self.rows, factors, lambda: bank.stack_on(module, slots))
-            self._modules[module] = found
-        return found
-
-
-def _distinct(names: Sequence[str | None]) -> list[str]:
-    return list(dict.fromkeys(name for name in names if name is not None))
-
-
-class _AdaptedModule:
-    """A linear module of the base that some adapter touches; its ``forward`` is stood in for."""
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self.name = name
-        self.module = module
-        self._own: Any = None  # an instance's own forward, as accelerate sets one
-        self._original: Callable[..., Tensor] = module.forward
-        self._plan: _Plan | None = None
-
-    def follow(self, plan: _Plan) -> None:
-        """Add the plan's adapters from now on."""
-        # Past nn.Module.__setattr__, which is ten times slower, at hundreds of modules a step; and
-        # no hook, which would send every call through PyTorch's slow path.
-        attributes = vars(self.module)
-        self._own = attributes.get("forward")
-        self._original = self.module.forward
-        self._plan = plan
-        plan.following.append(self)
-        attributes["forward"] = self.forward
-
-    def leave(self) -> None:
-        """Be the base's module again."""
-        if self._own is None:
-            del vars(self.module)["forward"]
-        else:
-            vars(self.module)["forward"] = self._own
-        self._plan = None
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The module's own output with the rows' LoRAs added."""
-        assert self._plan is not None
-        return self._plan.adapters(self.name).add(self._original(x, *args, **kwargs), x)

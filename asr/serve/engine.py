@@ -28,7 +28,7 @@ from asr.base.split import SplitForward, keeps_recurrent_states
 from asr.data.prompt import EncodedPrompt
 from asr.errors import AdapterError, AsrError, BaseModelError, unknown
 from asr.model.generation import end_token_ids
-from asr.model.request import AUTO, BASE
+from asr.model.request import BASE
 from asr.model.routed_model import RoutedModel
 from asr.router import Decision
 from asr.serve.admission import Admission
@@ -36,7 +36,7 @@ from asr.serve.answer import Answer
 from asr.serve.batch import RunningBatch
 from asr.serve.interface import ClosingError, QueueFullError
 from asr.serve.prefix_cache import PrefixCache
-from asr.serve.request import EngineStatus, Event, Sampling, ServedModel, ServeRequest
+from asr.serve.request import EngineStatus, Event, ServedModel, ServeRequest
 from asr.serve.residency import Residency
 from asr.serve.served import DirectoryWatch, Served
 
@@ -406,6 +406,3 @@ class EngineTicket:
     def cancel(self) -> None:
         """Free its row; thread-safe, and nothing happens if it has ended."""
         self._engine.cancel(self._answer)
-
-
-__all__ = ["AUTO", "Engine", "EngineSettings", "EngineTicket", "Sampling"]
