@@ -108,7 +108,6 @@ def load_base(
     template_date: datetime.date | None = None,
     trust_remote_code: bool = False,
     say: Say = _silent,
-    loader: Any = AutoModelForCausalLM,
 ) -> LoadedBase:
     """Resolve and load a base model.
 
@@ -125,7 +124,6 @@ def load_base(
         template_date: date to pin in a template that asks for today's; default today.
         trust_remote_code: run code that comes with the checkpoint; only ever from the command line.
         say: receives progress and choices, one line each.
-        loader: what has a ``from_pretrained`` that makes the model (:mod:`asr.base.shallow`).
 
     Raises:
         BaseModelError: if the base cannot be found, is no causal LM, stores pickled weights, has
@@ -143,7 +141,7 @@ def load_base(
     say(f"base: {name} on {note}" + (f", {kind}" if kind else ""))
     tokenizer = load_tokenizer(resolved.name, resolved.path, trust_remote_code)
     own = arriving_quantisation(resolved.path, name) is not None
-    model = _load_model(loader, resolved, chosen_device, chosen_dtype, kind, own, trust_remote_code)
+    model = _load_model(resolved, chosen_device, chosen_dtype, kind, own, trust_remote_code)
     template = make_template(tokenizer, template_text, template_date, say)
     text_config = model.config.get_text_config(decoder=True)
     return LoadedBase(
@@ -180,7 +178,6 @@ def _quantisation(
 
 
 def _load_model(
-    loader: Any,
     resolved: ResolvedBase,
     device: torch.device,
     dtype: torch.dtype,
@@ -197,7 +194,7 @@ def _load_model(
     transformers.logging.disable_progress_bar()
     try:
         with quiet_libraries():
-            found: Any = loader.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 resolved.path,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,

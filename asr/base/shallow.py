@@ -1,49 +1,59 @@
-"""The base up to the router layer: what deciding needs, read from its files and nothing else.
+"""The layers below the router layer, and nothing else of the base: what a router alone needs.
 
-A router that stands beside another engine needs the embedding and the first ``L`` decoder layers.
-The model is built whole on the meta device, by the architecture's own code. Then everything that
-the prefix does not run is emptied: its parameters and buffers are taken out, its modules stay, so
-that the code between the layers finds what it looks at. transformers' loader, which reads tensors
-one by one from (sharded) safetensors and knows how each architecture's are converted, then meets a
-checkpoint that holds more than the model, and leaves the rest unread. Emptied are the layers from
-``L`` up and all that lies outside the decoder (head, other towers), but for what is tied to a
-tensor that is kept.
-
-The prefix runs the architecture's own code on the same tensors as the whole model's
-(:mod:`asr.base.split`), so in the same dtype its features are the same bit for bit.
-
-What this module does not know: routing. It does not load what must be run whole to be routed
-(``router.two_pass``).
+A router in front of another engine reads the hidden states that enter layer ``L``. So the base is
+loaded with ``L`` layers and without its language-model head: the checkpoint's other tensors are
+never read. A stand-in takes the place of layer ``L``, at which the split forward's prefix ends, so
+that features are those of the whole model, bit for bit in the same dtype.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel
 
+from asr.base.chat_template import ChatTemplate
+from asr.base.device import choose_device, choose_dtype, describe
+from asr.base.fingerprint import fingerprint
 from asr.base.layers import decoder_layers
-from asr.base.load import LoadedBase, Say, load_base
+from asr.base.load import Say
+from asr.base.quiet import quiet_libraries
+from asr.base.resolve import resolve_base
 from asr.base.split import SplitForward
+from asr.base.tokenizer import context_length, load_tokenizer, make_template
+from asr.errors import BaseModelError, first_line
 
 
 @dataclass(frozen=True)
 class ShallowBase:
-    """A base of which only the prefix can run.
+    """The part of a base that routing needs.
 
     Attributes:
-        base: as loaded by :func:`asr.base.load.load_base`; its model is emptied from ``L`` up.
-        forward: the split forward, of which ``prefix`` works.
-        nbytes: of the tensors in memory, each once.
+        name: the base as the user named it.
+        tokenizer: its tokenizer.
+        template: renderer of prompts.
+        context_length: longest sequence in tokens.
+        fingerprint: of the whole checkpoint.
+        forward: its split forward, of which only the prefix can run.
+        device: where it runs.
+        parameters: how many parameters were read.
+        note: device and dtype in one line.
     """
 
-    base: LoadedBase
+    name: str
+    tokenizer: Any
+    template: ChatTemplate
+    context_length: int
+    fingerprint: str
     forward: SplitForward
-    nbytes: int
+    device: torch.device
+    parameters: int
+    note: str
 
 
 def load_shallow_base(
@@ -54,89 +64,97 @@ def load_shallow_base(
     device: str = "cpu",
     dtype: str = "auto",
     template_text: str | None = None,
+    trust_remote_code: bool = False,
     say: Say = lambda message: None,
 ) -> ShallowBase:
-    """Load the embedding and the first ``layer`` decoder layers of a base, unquantised.
+    """Load the embedding and the layers below ``layer``.
 
     Args:
-        name: see :func:`asr.base.load.load_base`, as for the others.
-        layer: the router layer ``L``.
-        revision: the one that a model directory recorded.
-        device: where it runs.
-        dtype: ``auto`` is what the device is fastest in.
-        template_text: the chat template that a model directory stores.
-        say: receives progress and choices, one line each.
+        name: folder, hub id, ``.gguf`` file or built-in name.
+        layer: the router layer ``L``, 1 or more.
+        revision: see :func:`asr.base.load.load_base`.
+        device: ``cpu``, ``cuda``, ...; the engine in front of which the router stands has the GPU.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        template_text: chat template to render with.
+        trust_remote_code: run code that comes with the checkpoint.
+        say: receives choices, one line each.
 
     Raises:
-        SplitUnsupportedError: ``layer`` is outside the model, or the architecture cannot be split.
-        BaseModelError: see :func:`asr.base.load.load_base`.
+        BaseModelError: the base cannot be found or read, has fewer layers, or its layers cannot be
+            told.
+        SplitUnsupportedError: its forward cannot run on a view.
     """
-    base = load_base(
-        name,
-        revision=revision,
-        device=device,
-        dtype=dtype,
-        template_text=template_text,
-        say=say,
-        loader=_ShallowLoader(layer),
-    )
-    forward = SplitForward(base.model, layer, check=False)
-    forward.check_prefix()
-    tensors = {id(tensor): tensor for tensor in base.model.state_dict(keep_vars=True).values()}
-    return ShallowBase(base, forward, sum(int(tensor.nbytes) for tensor in tensors.values()))
-
-
-class _ShallowLoader:
-    """Loads like ``AutoModelForCausalLM``, the prefix alone."""
-
-    def __init__(self, layer: int) -> None:
-        self._layer = layer
-
-    def from_pretrained(self, path: Path, **options: Any) -> Any:
-        config = AutoConfig.from_pretrained(
-            path, trust_remote_code=options.get("trust_remote_code", False)
+    resolved = resolve_base(name, say, revision=revision, code=trust_remote_code)
+    where = choose_device(device)
+    kind, reason = choose_dtype(where, dtype)
+    tokenizer = load_tokenizer(name, resolved.path, trust_remote_code)
+    config = _cut(resolved.path, layer, name, trust_remote_code)
+    transformers.logging.disable_progress_bar()
+    try:
+        with quiet_libraries():
+            auto: Any = AutoModel
+            model, loading = auto.from_pretrained(
+                resolved.path,
+                config=config,
+                dtype=kind,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise BaseModelError(
+            f"the layers below {layer} of base '{name}' cannot be loaded: {first_line(error)}"
+        ) from error
+    missing = sorted(loading.get("missing_keys") or ())
+    if missing:
+        raise BaseModelError(
+            f"the weights of base '{name}' lack {len(missing)} tensors below layer {layer} (first: "
+            f"{missing[0]}); copy or download {resolved.path} again"
         )
-        with torch.device("meta"):
-            whole: Any = type(AutoModelForCausalLM.from_config(config))
-        layer = self._layer
-
-        def emptied(model: Any, *arguments: Any, **settings: Any) -> None:
-            whole.__init__(model, *arguments, **settings)
-            _empty(model, layer)
-
-        # of the same name, by which the loader looks up how tensors are converted
-        members = {"__init__": emptied, "__module__": whole.__module__}
-        return type(whole.__name__, (whole,), members).from_pretrained(path, **options)
-
-
-def _empty(model: Any, layer: int) -> None:
-    """Take all parameters and buffers out that no layer below ``layer`` is reached with."""
-    found = decoder_layers(model)
-    decoder = found.path.rpartition(".")[0]
-    kept = {
-        f"{decoder}.{name}".lstrip(".")
-        for name, _ in model.get_submodule(decoder).named_parameters(remove_duplicate=False)
-    }
-    deep = tuple(f"{found.path}.{index}." for index in range(layer, len(found.modules)))
-    kept = {name for name in kept if not name.startswith(deep)}
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
-    tied = {to: source for to, source in tied.items() if to in kept or source in kept}
-    model.all_tied_weights_keys = tied
-    kept |= {*tied, *tied.values()}
-    inside = f"{decoder}." if decoder else ""
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        runs = path == decoder or (prefix.startswith(inside) and not prefix.startswith(deep))
-        if not runs:
-            for name in module._buffers:
-                module._buffers[name] = None
-        dropped = [name for name in module._parameters if f"{prefix}{name}" not in kept]
-        for name in dropped:
-            module._parameters[name] = None
-        if dropped:
-            _say_initialised(module)
+    model = model.to(where).requires_grad_(False).eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _put_stand_in(model, layer)
+    note = describe(where, kind, reason)
+    say(f"router: {layer} layers of {name} on {note}, {parameters / 1e6:.0f}M parameters")
+    return ShallowBase(
+        name=name,
+        tokenizer=tokenizer,
+        template=make_template(tokenizer, template_text, say=say),
+        context_length=context_length(config.get_text_config(decoder=True), tokenizer),
+        fingerprint=fingerprint(resolved.path),
+        forward=SplitForward(model, layer, check=False),
+        device=where,
+        parameters=parameters,
+        note=note,
+    )
 
 
-def _say_initialised(module: nn.Module) -> None:
-    """Keep the loader from drawing weights for a module that has none."""
-    setattr(module, "_is_hf_initialized", True)  # noqa: B010  # no attribute of nn.Module's
+def _cut(folder: Any, layer: int, name: str, trust_remote_code: bool) -> Any:
+    """The base's config with ``layer`` layers; lists of one entry per layer are cut with it."""
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(
+            f"base '{name}' has no config that transformers can read ({first_line(error)})"
+        ) from error
+    text = config.get_text_config(decoder=True)
+    layers = int(text.num_hidden_layers)
+    if not 1 <= layer < layers:
+        raise BaseModelError(f"router layer {layer} is outside '{name}', which has {layers} layers")
+    _resize(text, layers, layer)
+    return config
+
+
+def _resize(text: Any, before: int, layers: int) -> None:
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == before:
+            filled = value[:layers] + value[-1:] * (layers - before)
+            setattr(text, key, filled)
+    text.num_hidden_layers = layers
+
+
+def _put_stand_in(model: Any, layer: int) -> None:
+    """Add a layer ``L`` that only looks like one: the prefix ends at its door."""
+    layers = decoder_layers(model).modules
+    layers.append(copy.copy(layers[-1]))
+    _resize(model.config.get_text_config(decoder=True), layer, layer + 1)

@@ -398,30 +398,6 @@ class SplitForward:
         if split.shape != plain.shape or not torch.equal(split[real], plain[real]):
             raise self._unsupported("the split forward differs from the plain one")
 
-    def check_prefix(self) -> None:
-        """Try the prefix alone, where the rest of the model is not there to compare with.
-
-        Raises:
-            SplitUnsupportedError: the architecture's forward cannot run on a view.
-            BaseModelError: its layers hand on something else than one vector per token.
-        """
-        ids, mask = check_batch(self.model)
-        returned: list[Any] = []
-        handle = self._layers[0].register_forward_hook(
-            lambda module, args, output: returned.append(output)
-        )
-        try:
-            hidden = self.prefix(ids, mask).hidden
-            if isinstance(returned[0], tuple):
-                self._build_views(returns_tuple=True)
-                hidden = self.prefix(ids, mask).hidden
-        except FORWARD_ERRORS as error:
-            first_line = str(error).partition("\n")[0]
-            raise self._unsupported(f"{type(error).__name__}: {first_line}") from error
-        finally:
-            handle.remove()
-        require_token_states(self.model, hidden, ids)
-
     def _unsupported(self, reason: str, instead: str = _TWO_PASSES) -> SplitUnsupportedError:
         return SplitUnsupportedError(
             f"{self.architecture} cannot be split at layer {self.layer}: {reason}; {instead}"
