@@ -105,9 +105,9 @@ def test_too_little_to_probe_with() -> None:
 
 
 def test_an_answer_that_cannot_be_encoded_is_named() -> None:
-    bad = Example((turn("user", "a"), turn("assistant", "x<|im_end|>")), source="d.jsonl:7")
+    bad = Example((turn("user", "a"), turn("assistant", "x\ud800")), source="d.jsonl:7")
     with pytest.raises(DataError) as caught:
         draw([bad, example(1), example(2)], samples=8)
     assert str(caught.value) == (
-        "d.jsonl:7: an answer contains '<|im_end|>', the token that ends an answer; take it out"
+        "d.jsonl:7: the text holds \\ud800, half of a character; send valid text"
     )
