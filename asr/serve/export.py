@@ -72,7 +72,7 @@ class VllmExport:
     Attributes:
         environment: variables in front of the command.
         command: program and arguments, unquoted.
-        served_name: what the base is called in requests.
+        served_name: what the base is called in answers; requests may also say ``base``.
         adapters: folder of each domain's adapter, in training order.
         max_lora_rank: the smallest rank of :data:`VLLM_RANKS` that holds every adapter.
         max_loras: most adapters in one batch.
@@ -166,7 +166,8 @@ def export_vllm(
         made.parameters * slot_rank // rank
         for made, rank in zip(published.values(), ranks, strict=True)
     )
-    command = ["vllm", "serve", *where, "--served-model-name", served]
+    # The first name is what answers carry; the second is what the base is called everywhere here.
+    command = ["vllm", "serve", *where, "--served-model-name", served, "base"]
     command += ["--enable-lora", "--lora-modules"]
     command += [_lora_module(name, folder) for name, folder in folders.items()]
     command += ["--max-lora-rank", str(slot_rank)]
@@ -174,7 +175,7 @@ def export_vllm(
     command += ["--chat-template", str(directory.chat_template)]
     command += ["--middleware", "asr.serve.RouteAuto"]
     return VllmExport(
-        environment={"ASR_MODEL": str(root)},
+        environment={"ASR_MODEL": str(root)} | ({} if base is None else {"ASR_BASE": where[0]}),
         command=command,
         served_name=served,
         adapters=folders,

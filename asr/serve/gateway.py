@@ -41,6 +41,7 @@ class Gateway:
         path: the routed model directory.
         base: where the base is, if not where training found it.
         device: where the lower layers run.
+        dtype: ``auto`` (what the processor is good at), ``float32``, ``bfloat16``, ``float16``.
         say: receives choices and warnings, one line each.
 
     Raises:
@@ -54,6 +55,7 @@ class Gateway:
         *,
         base: str | None = None,
         device: str = "cpu",
+        dtype: str = "auto",
         say: Say = log.info,
     ) -> None:
         opened = open_directory(path)
@@ -69,6 +71,7 @@ class Gateway:
             manifest.contract.layer,
             revision=manifest.base.revision_of(name),
             device=device,
+            dtype=dtype,
             template_text=opened.template_text,
             say=say,
         )

@@ -10,6 +10,7 @@ vLLM makes a middleware without arguments, so these environment variables config
 - ``ASR_MODEL``: the routed model directory;
 - ``ASR_BASE``: where the base is, if not where training found it;
 - ``ASR_DEVICE``: where the lower layers run (``cpu``: the engine has the GPU);
+- ``ASR_DTYPE``: their type (``auto``: what the processor is good at);
 - ``ASR_BASE_NAME``: the name under which the server knows the base, for prompts of no domain; else
   the first model that its ``/v1/models`` lists without a parent.
 """
@@ -74,6 +75,7 @@ class RouteAuto:
             model,
             base=base or os.environ.get("ASR_BASE"),
             device=device or os.environ.get("ASR_DEVICE") or "cpu",
+            dtype=os.environ.get("ASR_DTYPE") or "auto",
             say=log.warning,
         )
         self._base_name = base_name or os.environ.get("ASR_BASE_NAME")

@@ -107,7 +107,7 @@ def test_the_command_holds_every_adapter_and_the_router(make: Callable[..., Made
     assert made.problems == [] and made.notes == []
     assert made.environment == {"ASR_MODEL": str(root)}
     assert made.command == [
-        *("vllm", "serve", str(model.base), "--served-model-name", str(model.base)),
+        *("vllm", "serve", str(model.base), "--served-model-name", str(model.base), "base"),
         *("--enable-lora", "--lora-modules"),
         *(f"zebra={root}/adapters/zebra", f"apple={root}/adapters/apple"),
         *("--max-lora-rank", "8", "--max-loras", "2", "--max-cpu-loras", "2"),
@@ -157,7 +157,7 @@ def test_a_path_with_a_comma_is_given_as_json(make: Callable[..., Made]) -> None
     model = make("a,b")
     model.add("red")
     root = model.save()
-    word = export_vllm(root).command[7]
+    word = export_vllm(root).command[8]
     assert json.loads(word) == {"name": "red", "path": f"{root}/adapters/red"}
 
 
@@ -209,6 +209,7 @@ def test_a_base_that_moved_is_asked_for(make: Callable[..., Made]) -> None:
     made = export_vllm(root, base=str(there))
     assert made.problems == []
     assert made.command[2:5] == [str(there), "--served-model-name", str(model.base)]
+    assert made.environment == {"ASR_MODEL": str(root), "ASR_BASE": str(there)}
 
 
 @pytest.mark.parametrize(

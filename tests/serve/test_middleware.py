@@ -233,6 +233,10 @@ def test_configuration_by_environment(monkeypatch):
         RouteAuto(engine())
     monkeypatch.setenv("ASR_MODEL", str(trained() / "model"))
     monkeypatch.setenv("ASR_BASE_NAME", "the-base")
+    monkeypatch.setenv("ASR_DTYPE", "float16x")
+    with pytest.raises(AsrError, match="float16x"):
+        RouteAuto(engine())
+    monkeypatch.setenv("ASR_DTYPE", "float32")
     app = engine()
     app.add_middleware(RouteAuto)  # as vLLM does
     assert ask(app, json=chat(PROMPTS[0])).status_code == 200

