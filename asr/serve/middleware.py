@@ -1,8 +1,10 @@
 """The router inside somebody else's server: ``vllm serve ... --middleware asr.serve.RouteAuto``.
 
 A pure ASGI middleware. A request that names the model ``auto``, or none, is decided on, and goes on
-with the adapter's name in its place; the decision stands in the response's headers. Requests by
-name pass byte for byte. Nothing of a response is held back or changed, but for ``GET /v1/models``,
+with the adapter's name in its place; the decision stands in the response's headers. That happens
+when the application asks for the body, which it does once it has let the request in: the engine's
+own keys come first, though the middleware stands in front of them. Requests by name pass byte for
+byte. Nothing of a response is held back or changed, but for ``GET /v1/models``,
 which lists ``auto`` too.
 
 vLLM makes a middleware without arguments, so these environment variables configure it:
@@ -28,7 +30,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asr.errors import ConfigError, DataError
+from asr.errors import AsrError, ConfigError, DataError
 from asr.model.request import AUTO
 from asr.router import Decision
 from asr.serve.api.errors import ApiError
@@ -37,6 +39,9 @@ from asr.serve.gateway import Gateway
 
 log = logging.getLogger("asr.serve")
 
+Headers = list[tuple[bytes, bytes]]
+
+_MODELS = "/v1/models"
 ROUTED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 MAX_BODY = 32 << 20
 """Bytes of a body that is read to find its model."""
@@ -53,9 +58,11 @@ class RouteAuto:
         base_name: see ``ASR_BASE_NAME``.
 
     Raises:
-        ConfigError: no model directory is named.
-        AsrError: see :class:`asr.serve.gateway.Gateway`.
+        AsrError: see :class:`asr.serve.gateway.Gateway`; where ``model`` is None it is logged, and
+            said to the server when that starts, because a server may outlive what is raised here.
     """
+
+    gateway: Gateway
 
     def __init__(
         self,
@@ -65,68 +72,64 @@ class RouteAuto:
         device: str | None = None,
         base_name: str | None = None,
     ) -> None:
-        model = model or os.environ.get("ASR_MODEL")
-        if model is None:
-            raise ConfigError(
-                "RouteAuto has no model: set ASR_MODEL to the folder that asr train wrote"
-            )
         self.app = app
-        self.gateway = Gateway(
-            model,
-            base=base or os.environ.get("ASR_BASE"),
-            device=device or os.environ.get("ASR_DEVICE") or "cpu",
-            dtype=os.environ.get("ASR_DTYPE") or "auto",
-            say=log.warning,
-        )
         self._base_name = base_name or os.environ.get("ASR_BASE_NAME")
+        self._broken: AsrError | None = None
+        try:
+            self.gateway = Gateway(
+                model or _model_of_environment(),
+                base=base or os.environ.get("ASR_BASE"),
+                device=device or os.environ.get("ASR_DEVICE") or "cpu",
+                dtype=os.environ.get("ASR_DTYPE") or "auto",
+                say=log.warning,
+            )
+        except AsrError as error:
+            if model is not None:
+                raise
+            log.error("the router cannot start: %s", error)
+            self._broken = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route a request, or hand it on."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ROUTED_PATHS:
-            await self._request(scope, receive, send)
-        elif scope["type"] == "http" and (scope["method"], scope["path"]) == ("GET", "/v1/models"):
+        if self._broken is not None:
+            await _refuse_all(self._broken, scope, receive, send)
+            return
+        asked = (scope.get("method"), _path_of(scope)) if scope["type"] == "http" else None
+        if asked == ("GET", _MODELS):
             await self._models(scope, receive, send)
+        elif asked is not None and asked[0] == "POST" and asked[1] in ROUTED_PATHS:
+            await _Request(self, scope, receive, send).run()
         else:
             await self.app(scope, receive, send)
 
     # -- requests --------------------------------------------------------------------------------
 
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(receive)
-        if body is None:
-            return  # the client has gone
+    async def rewritten(self, scope: Scope, body: bytes) -> tuple[bytes, Headers] | None:
+        """Return a body with its adapter's name, and headers that tell the route.
+
+        None for one that names a model, or that cannot be read.
+
+        Raises:
+            ApiError: it asks to be routed, and cannot be.
+        """
+        if len(body) > MAX_BODY:
+            raise ApiError(413, f"the body is longer than {MAX_BODY >> 20} MiB")
+        wanted = _wants_auto(body)
+        if wanted is None:
+            return None
         try:
-            if len(body) > MAX_BODY:
-                raise ApiError(413, f"the body is longer than {MAX_BODY >> 20} MiB")
-            wanted = _wants_auto(body)
-            if wanted is None:
-                await self.app(scope, _replay(body, receive), send)
-                return
-            decision = await self._decide(scope["path"], wanted)
+            decision = await self._decide(_path_of(scope), wanted)
             adapter = decision.route
             if decision.abstained:
                 adapter = await self._upstream_base(scope)
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        except Exception:
+        except ApiError:
+            raise
+        except Exception as error:
             log.exception("a request could not be routed")
-            failed = ApiError(500, "the request could not be routed; the server's log says more")
-            await failed.response()(scope, receive, send)
-            return
-        routed = json.dumps({**wanted, "model": adapter}, ensure_ascii=False).encode()
-        headers = MutableHeaders(raw=list(scope["headers"]))
-        headers["content-length"] = str(len(routed))
-        told = _headers_of(decision, adapter)
-
-        async def send_told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                # An engine may tell a route of its own: that it was given a name.
-                own = [h for h in message.get("headers", ()) if not h[0].startswith(b"x-asr-")]
-                message = {**message, "headers": [*own, *told]}
-            await send(message)
-
-        await self.app({**scope, "headers": headers.raw}, _replay(routed, receive), send_told)
+            message = "the request could not be routed; the server's log says more"
+            raise ApiError(500, message) from error
+        # in ASCII: a JSON text may hold halves of characters, which UTF-8 cannot
+        return json.dumps({**wanted, "model": adapter}).encode(), _headers_of(decision, adapter)
 
     async def _decide(self, path: str, body: Mapping[str, Any]) -> Decision:
         prompt = prompt_of(path, body)
@@ -181,9 +184,10 @@ class RouteAuto:
         """The server's own list of models, asked with the headers of a request."""
         keep = (b"authorization", b"host")
         headers = [(name, value) for name, value in scope["headers"] if name in keep]
+        listed = scope.get("root_path", "") + _MODELS
         asked = {
             **scope,
-            **{"method": "GET", "path": "/v1/models", "raw_path": b"/v1/models"},
+            **{"method": "GET", "path": listed, "raw_path": listed.encode()},
             **{"query_string": b"", "headers": headers},
         }
 
@@ -212,6 +216,64 @@ class RouteAuto:
         headers = [(n, v) for n, v in scope["headers"] if n != b"accept-encoding"]
         await self.app({**scope, "headers": headers}, receive, collect)
         return (starts[0] if starts else None), b"".join(parts)
+
+
+class _Request:
+    """A request on its way to the application, which has its body routed when it asks for it.
+
+    One that cannot be routed is answered here: the application is told that the client has gone,
+    and whatever it makes of that is left out.
+    """
+
+    def __init__(self, router: RouteAuto, scope: Scope, receive: Receive, send: Send) -> None:
+        self._router = router
+        self._scope = {**scope, "headers": list(scope["headers"])}
+        self._receive = receive
+        self._send = send
+        self._told: Headers = []
+        self._asked = self._started = self._over = False
+        self._refused: ApiError | None = None
+
+    async def run(self) -> None:
+        """Let the application answer."""
+        try:
+            await self._router.app(self._scope, self._receive_routed, self._send_told)
+        except Exception:
+            if not self._over:
+                raise
+        if self._refused is not None and not self._started:
+            await self._refused.response()(self._scope, self._receive, self._send)
+
+    async def _receive_routed(self) -> Message:
+        if self._asked:
+            return await self._receive()
+        self._asked = True
+        body = await _read(self._receive)
+        routed = None
+        try:
+            if body is not None:
+                routed = await self._router.rewritten(self._scope, body)
+        except ApiError as error:
+            self._refused = error
+        if body is None or self._refused is not None:
+            self._over = True
+            return {"type": "http.disconnect"}
+        if routed is not None:
+            body, self._told = routed
+            # in place: the application may have taken the list already
+            MutableHeaders(raw=self._scope["headers"])["content-length"] = str(len(body))
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _send_told(self, message: Message) -> None:
+        if self._over and not self._started:
+            return
+        if message["type"] == "http.response.start":
+            self._started = True
+            if self._told:
+                # An engine may tell a route of its own: that it was given a name.
+                own = [h for h in message.get("headers", ()) if not h[0].startswith(b"x-asr-")]
+                message = {**message, "headers": [*own, *self._told]}
+        await self._send(message)
 
 
 def prompt_of(path: str, body: Mapping[str, Any]) -> str | list[dict[str, str]]:
@@ -273,7 +335,7 @@ def _turn(message: Any, field: str) -> dict[str, str] | None:
     return {"role": role, "content": content}
 
 
-def _headers_of(decision: Decision, adapter: str) -> list[tuple[bytes, bytes]]:
+def _headers_of(decision: Decision, adapter: str) -> Headers:
     told = {
         "x-asr-adapter": adapter,
         "x-asr-route": "abstained" if decision.abstained else "auto",
@@ -309,15 +371,29 @@ async def _read(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Hand a body on that was read, and then whatever comes: the end of the connection."""
-    handed = False
+def _path_of(scope: Scope) -> str:
+    """The path below the one that the server is mounted at (vLLM's ``--root-path``)."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
-    async def replayed() -> Message:
-        nonlocal handed
-        if handed:
-            return await receive()
-        handed = True
-        return {"type": "http.request", "body": body, "more_body": False}
 
-    return replayed
+def _model_of_environment() -> str:
+    model = os.environ.get("ASR_MODEL")
+    if not model:
+        raise ConfigError(
+            "RouteAuto has no model: set ASR_MODEL to the folder that asr train wrote"
+        )
+    return model
+
+
+async def _refuse_all(error: AsrError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Keep a server from starting; where it does not ask, answer nothing but 503."""
+    if scope["type"] == "lifespan":
+        await receive()
+        message = f"the router cannot start: {error}"
+        await send({"type": "lifespan.startup.failed", "message": message})
+    elif scope["type"] == "http":
+        failed = ApiError(503, "the router could not start; the server's log says why")
+        await failed.response()(scope, receive, send)
+    else:
+        await send({"type": "websocket.close"})

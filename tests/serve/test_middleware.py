@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import threading
@@ -14,7 +15,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from asr.errors import AsrError, BaseModelError, ConfigError
+from asr.errors import AsrError, BaseModelError
 from asr.model.routed_model import RoutedModel
 from asr.serve import RouteAuto
 from asr.serve.gateway import Gateway
@@ -221,25 +222,168 @@ def test_a_client_that_goes_away_reaches_nobody(served):
         raise AssertionError(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    scope |= {"query_string": b"", "root_path": "", "http_version": "1.1", "scheme": "http"}
     asyncio.run(middle(scope, receive, send))
     assert len(app.state.seen) == before
 
 
-def test_configuration_by_environment(monkeypatch):
-    with pytest.raises(ConfigError, match="set ASR_MODEL to the folder that asr train wrote"):
-        RouteAuto(engine())
-    monkeypatch.setenv("ASR_MODEL", str(trained() / "nothing"))
-    with pytest.raises(AsrError, match="no folder"):
-        RouteAuto(engine())
-    monkeypatch.setenv("ASR_MODEL", str(trained() / "model"))
-    monkeypatch.setenv("ASR_BASE_NAME", "the-base")
-    monkeypatch.setenv("ASR_DTYPE", "float16x")
-    with pytest.raises(AsrError, match="float16x"):
-        RouteAuto(engine())
-    monkeypatch.setenv("ASR_DTYPE", "float32")
+class Guarded:
+    """Lets requests with its key through, as engines do behind their middleware."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if (b"authorization", b"Bearer k") in scope["headers"]:
+            await self.app(scope, receive, send)
+        else:
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+
+
+def test_the_engines_own_key_comes_first(served, monkeypatch):
+    """Whoever lacks it learns nothing of the router, and gives it nothing to do."""
+    app = engine()
+    monkeypatch.setattr(served[1], "app", Guarded(app))
+    monkeypatch.setattr(served[1], "_decide", None)  # it would raise
+    for body in (chat(PROMPTS[0]), {"model": "auto"}):
+        found = ask(served[1], json=body)
+        assert (found.status_code, found.json()) == (401, {"error": "Unauthorized"})
+        assert not [name for name in found.headers if name.startswith("x-asr")]
+    monkeypatch.undo()
+    monkeypatch.setattr(served[1], "app", Guarded(app))
+    found = ask(served[1], json=chat(PROMPTS[0]), headers={"authorization": "Bearer k"})
+    assert found.status_code == 200 and found.headers["x-asr-route"] == "auto"
+    assert len(app.state.seen) == 1
+
+
+def test_the_base_is_asked_for_with_the_clients_key(served, monkeypatch):
+    """The list of models is behind the key, too; it is asked for once."""
+    asked = []
+
+    class Counting(Guarded):
+        async def __call__(self, scope, receive, send):
+            asked.append(scope["path"])
+            await super().__call__(scope, receive, send)
+
+    monkeypatch.setattr(served[1], "app", Counting(engine()))
+    monkeypatch.setattr(served[1], "_base_name", None)
+    decide = served[1]._decide
+
+    async def abstain(path, body):
+        return dataclasses.replace(await decide(path, body), abstained=True, route="base")
+
+    monkeypatch.setattr(served[1], "_decide", abstain)
+    for _ in range(2):
+        found = ask(served[1], json=chat(PROMPTS[0]), headers={"authorization": "Bearer k"})
+        assert found.json() == {"model": "Base-1B"}
+        assert found.headers["x-asr-adapter"] == "Base-1B"
+        assert found.headers["x-asr-route"] == "abstained"
+    assert asked.count("/v1/models") == 1
+
+
+def test_halves_of_characters_reach_the_engine_as_they_were_sent(served):
+    app, middle = served
+    body = json.dumps({**chat(PROMPTS[0]), "user": "\ud800 \u00e9"}).encode()
+    assert ask(middle, content=body).status_code == 200
+    assert json.loads(app.state.seen[-1][1])["user"] == "\ud800 \u00e9"
+
+
+def test_a_server_mounted_below_a_path(served, monkeypatch):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope["path"], await receive()))
+        await JSONResponse({})(scope, receive, send)
+
+    monkeypatch.setattr(served[1], "app", app)
+
+    async def run():
+        transport = httpx.ASGITransport(served[1], root_path="/pool")
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            return await client.post("/pool/v1/chat/completions", json=chat(PROMPTS[0]))
+
+    assert asyncio.run(run()).headers["x-asr-route"] == "auto"
+    [(path, message)] = seen
+    assert path == "/pool/v1/chat/completions"
+    assert json.loads(message["body"])["model"] in INSTRUCTIONS
+
+
+@pytest.mark.parametrize("model", ["sum", "auto"])
+def test_what_fails_in_the_engine_is_the_engines(served, monkeypatch, model):
+    async def app(scope, receive, send):
+        await receive()
+        raise RuntimeError("the engine's")
+
+    monkeypatch.setattr(served[1], "app", app)
+    with pytest.raises(RuntimeError, match="the engine's"):
+        ask(served[1], json=chat(PROMPTS[0], model))
+
+
+def started(app):
+    """What a server is told when it starts."""
+    sent = []
+
+    async def run():
+        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+        async def receive():
+            return next(messages)
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+
+    asyncio.run(run())
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "RouteAuto has no model: set ASR_MODEL to the folder that asr train wrote"),
+        ({"ASR_MODEL": "nothing"}, "no folder 'nothing'; give the folder that asr train wrote"),
+        ({"ASR_MODEL": "MODEL", "ASR_DTYPE": "float16x"}, "unknown dtype 'float16x'"),
+    ],
+)
+def test_a_server_does_not_start_with_a_router_that_cannot(
+    monkeypatch, caplog, environment, message
+):
+    """Servers take an exception here for an application without a lifespan, and go on."""
+    for name in ("ASR_MODEL", "ASR_BASE", "ASR_DTYPE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.replace("MODEL", str(trained() / "model")))
     app = engine()
     app.add_middleware(RouteAuto)  # as vLLM does
+    [said] = started(app)
+    assert said["type"] == "lifespan.startup.failed"
+    assert said["message"].startswith(f"the router cannot start: {message}")
+    assert message in caplog.text
+    for path, method in (("/v1/models", "GET"), ("/v1/chat/completions", "POST")):
+        found = ask(app, path, method)
+        assert found.status_code == 503
+        error = found.json()["error"]["message"]
+        assert error == "the router could not start; the server's log says why"
+
+
+def test_configuration_by_environment(monkeypatch):
+    monkeypatch.setenv("ASR_MODEL", str(trained() / "model"))
+    monkeypatch.setenv("ASR_BASE", str(trained() / "base"))
+    monkeypatch.setenv("ASR_BASE_NAME", "the-base")
+    monkeypatch.setenv("ASR_DTYPE", "float32")
+    app = engine()
+    app.add_middleware(RouteAuto)
+    assert [message["type"] for message in started(app)] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
     assert ask(app, json=chat(PROMPTS[0])).status_code == 200
+
+
+def test_a_model_that_is_given_is_refused_at_once(tmp_path):
+    with pytest.raises(AsrError, match="no folder"):
+        RouteAuto(engine(), model=tmp_path / "nothing")
 
 
 def test_a_removed_domain_is_not_routed_to_any_more(tmp_path, monkeypatch):
