@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from asr.adapters.probe.run import probe_placement
     from asr.errors import AsrError
     from asr.model.routed_model import Generation, RoutedModel
+    from asr.router.analytic import AnalyticRouter
     from asr.train.config import TrainConfig
     from asr.train.config_file import load_config
     from asr.train.remove import remove_domain
     from asr.train.sequence import train_sequence
 
 __all__ = [
+    "AnalyticRouter",
     "AsrError",
     "Generation",
     "RoutedModel",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AnalyticRouter": "asr.router.analytic",
     "AsrError": "asr.errors",
     "Generation": "asr.model.routed_model",
     "RoutedModel": "asr.model.routed_model",

@@ -1,16 +1,19 @@
 """How well do questions in people's own words find their domain, and others find none?
 
-    python -m benchmarks.free_routing DATA FREE.jsonl [--layer 4] [--limit 400] [--features F.npz]
+    python -m benchmarks.free_routing DATA FREE.jsonl [--layer 8] [--limit 400] [--features F.npz]
 
 DATA holds ``<domain>/train.jsonl``. FREE.jsonl has lines ``{"domain": NAME or "none", "prompt":
-...}``. No adapter is trained: each combination of views, background class and abstain level is
-fitted on the training prompts (without the dev cut) and judged on
+..., "group": ...}``. No adapter is trained: each router of the table is fitted on the training
+prompts (without the dev cut) with one thing more than the one above it, and judged on
 
-- dev cut, templated and bare: share routed right, abstaining counts as wrong;
-- free, forced and as routed: the same on the free questions of the domains, without and with
-  abstaining;
-- AUROC of the score that decides about abstaining, free questions of domains against ``none``
-  (word count alone beside it), and the share of ``none`` sent to the base.
+- templated / bare: the data's own prompts, dev cut, share whose best domain is the right one;
+- right: the same for the free questions of the domains;
+- routed: the same with abstaining, at the level asked for;
+- strangers to the base: share of the questions of no domain;
+- AUROC of the score that decides about abstaining, domains against none; near: none in groups
+  called near-... only; same length: among prompts of similar word count;
+- routed at 90%: right and above the score that sends 90% of strangers to the base;
+- ECE: expected calibration error of the probability that the route is right.
 
 Shares of free questions come with a 95% bootstrap interval. ``--features`` keeps what was embedded:
 another call with other levels takes seconds.
@@ -27,12 +30,13 @@ from pathlib import Path
 import numpy as np
 
 from asr.base.load import load_base
-from asr.data.cut import calibration_cut, dev_cut
+from asr.data.cut import background_cut, calibration_cut, dev_cut
 from asr.data.formats import Example
 from asr.data.load import load_examples
 from asr.data.prompt import encode_prompt
 from asr.data.views import CommonPart, find_common_part, make_views
-from asr.model.background import NAME, sample_prompts
+from asr.eval.routing.measures import auroc, balanced_weights, calibration_error, matched_auroc
+from asr.model.background_prompts import own_messages, sampled_prompts
 from asr.model.features import embed
 from asr.model.routed_model import make_forward
 from asr.router import (
@@ -43,8 +47,12 @@ from asr.router import (
     RouterSettings,
     RoutingDomain,
 )
+from asr.router.settings import DEFAULT_ABSTAIN
+from benchmarks.interleaved import machine
 
-ALL_VIEWS = ("templated", "bare", "framed", "framed2", "framed3")
+ALL_VIEWS = ("templated", "bare", "framed", "framed2", "framed3", "fragment", "fragment2")
+MESSAGES, SAMPLED = "_messages", "_sampled"
+TERMS = ("evidence", "typicality", "closeness")
 
 
 @dataclass
@@ -97,10 +105,11 @@ def embed_all(options: argparse.Namespace, questions: Sequence[str]) -> Embedded
 
     found = Embedded({}, {}, {}, pooled([[user(text)] for text in questions]))
     sources: dict[str, Sequence[Example]] = {
-        NAME: [
-            Example((user(text), {"role": "assistant", "content": ""}))
-            for text in sample_prompts(base, options.background)
-        ]
+        name: [Example((user(text), {"role": "assistant", "content": ""})) for text in texts]
+        for name, texts in (
+            (MESSAGES, own_messages()),
+            (SAMPLED, sampled_prompts(base, options.background)),
+        )
     }
     for path in sorted(options.data.glob("*/train.jsonl")):
         name = path.parent.name
@@ -109,8 +118,9 @@ def embed_all(options: argparse.Namespace, questions: Sequence[str]) -> Embedded
         found.dev[name] = views(cut.held_out, common)
         sources[name] = cut.kept
     for name, examples in sources.items():
-        common = CommonPart() if name == NAME else find_common_part(examples)
-        held = calibration_cut(examples)
+        is_background = name in (MESSAGES, SAMPLED)
+        common = CommonPart() if is_background else find_common_part(examples)
+        held = background_cut(examples) if is_background else calibration_cut(examples)
         found.statistics[name] = views(held.kept, common)
         found.held_out[name] = views(held.held_out, common)
     return found
@@ -121,12 +131,6 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Probability that a known score lies above an unknown one; ties count half."""
-    above = (known[:, None] > unknown[None, :]).mean()
-    return float(above + 0.5 * (known[:, None] == unknown[None, :]).mean())
-
-
 def interval(right: np.ndarray) -> str:
     """A share with its 95% percentile bootstrap interval."""
     generator = np.random.Generator(np.random.PCG64(0))
@@ -135,36 +139,79 @@ def interval(right: np.ndarray) -> str:
     return f"{right.mean():.3f} [{low:.2f},{high:.2f}]"
 
 
-def fit(embedded: Embedded, views: Sequence[str], background: bool, abstain: float) -> Router:
-    """Fit a router on some of the views, with or without the background class."""
-    count, width = len(views), embedded.free.shape[-1]
+@dataclass(frozen=True)
+class Arm:
+    """What a router of the comparison is made of."""
+
+    name: str
+    views: int
+    background: tuple[str, ...]
+    terms: tuple[str, ...]
+
+
+ARMS = (
+    Arm("templated", 1, (), TERMS[:1]),
+    Arm("bare", 2, (), TERMS[:1]),
+    Arm("framed", 5, (), TERMS[:1]),
+    Arm("sampled background", 5, (SAMPLED,), TERMS[:1]),
+    Arm("typicality", 5, (SAMPLED,), TERMS[:2]),
+    Arm("closeness", 5, (SAMPLED,), TERMS),
+    Arm("fragments", 7, (SAMPLED,), TERMS),
+    Arm("messages", 7, (MESSAGES, SAMPLED), TERMS),
+    Arm("messages alone", 7, (MESSAGES,), TERMS),
+    Arm("all, evidence alone", 7, (MESSAGES, SAMPLED), TERMS[:1]),
+    Arm("all, no closeness", 7, (MESSAGES, SAMPLED), TERMS[:2]),
+)
+"""From nothing to the defaults (``messages``), one thing after another; then single parts."""
+
+
+def fit(embedded: Embedded, arm: Arm, abstain: float) -> Router:
+    """Fit one arm's router."""
+    count, width = arm.views, embedded.free.shape[-1]
     mapped = FeatureMap(width)
     domains = []
     for name, states in embedded.statistics.items():
-        if name == NAME and not background:
+        is_background = name in (MESSAGES, SAMPLED)
+        if is_background and name not in arm.background:
             continue
         chosen = states[:, :count]
         features = mapped(chosen.reshape(-1, width)).reshape(len(chosen), count, -1)
-        kind = "background" if name == NAME else "domain"
-        domains.append(
-            RoutingDomain(
-                name,
-                DomainStatistics(mapped.dimension, kind=kind).update(features),  # type: ignore[arg-type]
-                CalibrationBlock(embedded.held_out[name][:, :count], tuple(views)),
-            )
-        )
-    return Router.fit(domains, RouterSettings(abstain=abstain), mapped)
+        statistics = DomainStatistics(
+            mapped.dimension, kind="background" if is_background else "domain"
+        ).update(features)
+        block = CalibrationBlock(embedded.held_out[name][:, :count], ALL_VIEWS[:count])
+        domains.append(RoutingDomain(name, statistics, block))
+    domains = _joined(domains)
+    return Router.fit(domains, RouterSettings(abstain=abstain, terms=arm.terms), mapped)
+
+
+def _joined(domains: list[RoutingDomain]) -> list[RoutingDomain]:
+    """The background as the one class that it is in a model."""
+    others = [domain for domain in domains if domain.statistics.kind == "background"]
+    if len(others) < 2:
+        return domains
+    first, second = others
+    assert first.calibration is not None and second.calibration is not None
+    whole = RoutingDomain(
+        "_background", first.statistics + second.statistics, first.calibration + second.calibration
+    )
+    return [*(domain for domain in domains if domain not in others), whole]
 
 
 def line(
-    embedded: Embedded, labels: np.ndarray, views: int, background: bool, abstain: float
+    embedded: Embedded,
+    labels: np.ndarray,
+    near: np.ndarray,
+    words: np.ndarray,
+    arm: Arm,
+    abstain: float,
 ) -> str:
     """One row of the table."""
-    router = fit(embedded, ALL_VIEWS[:views], background, abstain)
+    router = fit(embedded, arm, abstain)
     dev = [
         np.mean(
             [
-                decision.route == name
+                decision.domain == name
                 for name, block in embedded.dev.items()
                 for decision in router.decide(block[:, view])
             ]
@@ -172,16 +219,20 @@ def line(
         for view in (0, 1)
     ]
     known = labels != "none"
-    decided = router.decide(embedded.free)
-    forced = np.array([d.domain for d in decided]) == labels
-    routed = np.array([d.route for d in decided]) == labels
-    score = np.array([d.score for d in decided])
-    to_base = np.array([d.abstained for d in decided])
+    batch = router.decide_batch(embedded.free)
+    names = np.array(router.names)
+    forced = names[batch.indices] == labels
+    routed = forced & ~batch.abstained
+    right = np.where(known, routed, batch.abstained)
+    score = batch.score
+    at_90 = forced & (score > np.quantile(score[~known], 0.9))
+    nearby = f"{auroc(score[known], score[near]):.3f}" if near.any() else "-"
     return (
-        f"{'+'.join(ALL_VIEWS[:views][-2:]) if views > 1 else 'templated':<18}"
-        f"{'yes' if background else 'no':>11}{abstain:>9}{router.report.ridge:>8.0e}"
-        f"{dev[0]:>11.3f}{dev[1]:>7.3f}{interval(forced[known]):>20}{interval(routed[known]):>20}"
-        f"{auroc(score[known], score[~known]):>8.3f}{interval(to_base[~known]):>20}"
+        f"| {arm.name} | {dev[0]:.3f} / {dev[1]:.3f} | {interval(forced[known])} "
+        f"| {interval(routed[known])} | {interval(batch.abstained[~known])} "
+        f"| {auroc(score[known], score[~known]):.3f} | {nearby} "
+        f"| {matched_auroc(score, known, words):.3f} | {at_90[known].mean():.3f} "
+        f"| {calibration_error(batch.probability, right, balanced_weights(known)):.3f} |"
     )
 
 
@@ -191,35 +242,44 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of <domain>/train.jsonl")
     parser.add_argument("free", type=Path, help="free questions, JSON lines")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--layer", type=int, default=4)
+    parser.add_argument("--layer", type=int, default=8)
     parser.add_argument("--limit", type=int, default=400, help="training examples per domain")
-    parser.add_argument("--background", type=int, default=384, help="prompts sampled from the base")
-    parser.add_argument("--abstain", type=float, nargs="*", default=[0.02])
+    parser.add_argument("--background", type=int, default=640, help="prompts sampled from the base")
+    parser.add_argument("--abstain", type=float, nargs="*", default=[DEFAULT_ABSTAIN])
+    parser.add_argument("--arms", nargs="*", help="only these, by name")
     parser.add_argument("--features", type=Path, help="keep the embedded prompts in this .npz")
     options = parser.parse_args()
     rows = [json.loads(text) for text in options.free.read_text("utf-8").splitlines()]
     labels = np.array([row["domain"] for row in rows])
+    near = np.array([row.get("group", "").startswith("near") for row in rows])
+    prompts = [row["prompt"] for row in rows]
     if options.features is not None and options.features.is_file():
         embedded = Embedded.load(options.features)
+        if len(embedded.free) != len(prompts):
+            parser.error(
+                f"{options.features} has {len(embedded.free)} questions, not {len(prompts)}"
+            )
     else:
-        embedded = embed_all(options, [row["prompt"] for row in rows])
+        embedded = embed_all(options, prompts)
         if options.features is not None:
             embedded.save(options.features)
     known = labels != "none"
-    words = np.array([len(row["prompt"].split()) for row in rows], dtype=float)
+    words = np.array([len(prompt.split()) for prompt in prompts], dtype=float)
     print(
         f"layer {options.layer}: {known.sum()} free questions of {len(embedded.dev)} domains and "
-        f"{(~known).sum()} of none; AUROC of word count {auroc(words[known], words[~known]):.3f}"
+        f"{(~known).sum()} of none; AUROC of word count {auroc(words[known], words[~known]):.3f}; "
+        f"{machine()}\n"
     )
     print(
-        f"{'views up to':<18}{'background':>11}{'abstain':>9}{'ridge':>8}"
-        f"{'templated':>11}{'bare':>7}{'free, forced':>20}{'free, as routed':>20}"
-        f"{'AUROC':>8}{'none to the base':>20}"
+        "| router | templated / bare | right | routed | strangers to the base | AUROC | near "
+        "| same length | routed at 90% | ECE |"
     )
-    for views in range(1, len(ALL_VIEWS) + 1):
-        for background in (False, True):
-            for abstain in options.abstain:
-                print(line(embedded, labels, views, background, abstain), flush=True)
+    print("|---" * 10 + "|")
+    for arm in ARMS:
+        if options.arms and arm.name not in options.arms:
+            continue
+        for abstain in options.abstain:
+            print(line(embedded, labels, near, words, arm, abstain), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from asr.adapters import detach
 from asr.base.load import LoadedBase
 from asr.cli.output import seconds
 from asr.cli.pace import Pace
-from asr.model.background import TOKENS
+from asr.model.background_prompts import TOKENS
 from asr.train.adapter import train_adapter
 from asr.train.prepare import PreparedDomain
 
@@ -59,7 +59,7 @@ FULL = Form(
     train=104,
     test=40,
     background=128,
-    abstain=0.02,
+    abstain=0.05,
 )
 QUICK = Form("quick", ("dates", "sql"), train=80, test=30, background=64, abstain=0.05)
 

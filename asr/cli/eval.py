@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("dev", "test")
 KINDS = ("templated", "bare", "both")
+_LINE_SECONDS = 30.0
 
 
 def evaluate(
@@ -87,6 +89,32 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    routing_only: Annotated[
+        bool,
+        typer.Option(
+            "--routing-only",
+            help="Judge the router alone; nothing is generated.",
+            show_default=False,
+        ),
+    ] = False,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help='With --routing-only: JSON lines, {"domain": NAME or "none", "prompt": ...}.',
+            show_default=False,
+        ),
+    ] = None,
+    strangers: Annotated[
+        Path | None,
+        typer.Option(
+            "--unknown",
+            metavar="FILE",
+            help="With --routing-only: prompts that belong to no domain.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     base: BaseOption = None,
     device: DeviceOption = "auto",
@@ -100,6 +128,7 @@ def evaluate(
     asr eval MODEL
     asr eval MODEL --split test
     asr eval MODEL --data legal=legal.test.jsonl --data sums=org/name:test
+    asr eval MODEL --routing-only --questions questions.jsonl --unknown others.txt
     """
     named = named_data(data or [], example="test.jsonl")
     files = {name: Path(file) for name, file in named.items()}
@@ -112,6 +141,14 @@ def evaluate(
         raise ConfigError(f"{option} belongs to --split test; dev shows what training measured")
     if quantisation is not None and quantisation not in QUANTISATIONS:
         raise ConfigError(unknown("quantisation", quantisation, QUANTISATIONS))
+    if not routing_only and (questions is not None or strangers is not None):
+        option = "--questions" if questions is not None else "--unknown"
+        raise ConfigError(f"{option} belongs to --routing-only; add it")
+    if routing_only and (files or max_examples is not None or split == "test"):
+        raise ConfigError(
+            "--routing-only takes --questions and --unknown; leave out --split, --data and"
+            " --max-examples"
+        )
     from asr.model.directory import ModelDirectory
     from asr.model.manifest import Manifest
 
@@ -125,6 +162,12 @@ def evaluate(
         "quantisation": quantisation,
         "trust_remote_code": trust_remote_code,
     }
+    if routing_only:
+        from asr.cli.eval_routing import evaluate_routing
+
+        chosen = out or directory.eval / "routing"
+        evaluate_routing(directory, manifest, (questions, strangers), chosen, as_json, loading)
+        return
     if split == "dev":
         _show_dev(directory, manifest, kinds, out or directory.eval, as_json, batch_size, loading)
         return
@@ -295,11 +338,16 @@ def _work(run: EvalRun) -> str:
 
 
 class _Progress:
-    """Shows what is being generated on one line of a terminal; silent elsewhere."""
+    """Shows what is being generated: one line that changes on a terminal, lines elsewhere.
+
+    In a file there is a line for what begins, and another whenever half a minute has passed.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._status = console.status("") if console.is_terminal else None
+        self._what = ""
+        self._said = 0.0
 
     def __enter__(self) -> _Progress:
         if self._status is not None:
@@ -311,5 +359,9 @@ class _Progress:
             self._status.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        line = f"{what}: {done}/{total}"
         if self._status is not None:
-            self._status.update(f"{what}: {done}/{total}")
+            self._status.update(line)
+        elif what != self._what or time.monotonic() - self._said >= _LINE_SECONDS:
+            self._console.print(line, soft_wrap=True, highlight=False)
+            self._what, self._said = what, time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -229,23 +230,46 @@ def _placement(entry: DomainEntry) -> str:
 
 def _router_lines(report: RouterReport) -> list[str]:
     chosen = "chosen on held-out prompts" if report.ridge_chosen else "as set"
-    accuracy = ", ".join(f"{view} {value:.3f}" for view, value in report.accuracy.items())
     held = sum(report.calibration_prompts[name] for name in report.domain_accuracy)
     lines = [
         f"router: {report.solver}, ridge {report.ridge:g} ({chosen}), condition "
         f"{report.condition:.2g}, temperature {report.temperature:.3g}",
-        f"right on {held} held-out: {accuracy or 'none'}",
+        f"right on {held} held-out: {_shares(report.accuracy) or 'none'}",
     ]
     if math.isfinite(report.threshold):
-        rejected = ", ".join(f"{view} {value:.3f}" for view, value in report.rejected.items())
         lines.append(f"threshold {report.threshold:.3f}: below it a prompt goes to the base")
-        lines.append(f"of known prompts go there: {rejected}")
+        lines.append(f"of known prompts go there: {_shares(report.rejected)}")
         for views in report.background_rejected.values():
-            shares = ", ".join(f"{view} {value:.3f}" for view, value in views.items())
-            lines.append(f"of the background's held-out prompts: {shares}")
+            lines.append(f"of held-out strangers: {_shares(views)}")
+        lines += _curve_lines(report)
     else:
         lines.append("threshold: none, no prompt goes to the base")
     return lines + [f"warning: {line}" for line in report.warnings]
+
+
+def _shares(views: Mapping[str, float]) -> str:
+    """Shares per view kind; the numbered ones of a kind (framed2, ...) as one range."""
+    kinds: dict[str, list[float]] = {}
+    for view, value in views.items():
+        kinds.setdefault(view.rstrip("0123456789"), []).append(value)
+    return ", ".join(
+        f"{kind} {min(values):.3f}" + (f"-{max(values):.3f}" if len(values) > 1 else "")
+        for kind, values in kinds.items()
+    )
+
+
+def _curve_lines(report: RouterReport) -> list[str]:
+    """What other levels of router.abstain would cost and bring."""
+    points = [point for point in report.curve if point.caught is not None]
+    if not points:
+        return []
+    lines = ["router.abstain: known prompts lost (hardest kind), strangers caught"]
+    lines += [
+        f"  {point.abstain:<7g} {point.lost:.3f} {point.caught:.3f}"
+        + ("  (this threshold)" if point.threshold == report.threshold else "")
+        for point in points
+    ]
+    return lines
 
 
 def _show_state(console: Console, model: Path, manifest: Manifest, problems: list[str]) -> None:

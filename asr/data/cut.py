@@ -21,9 +21,11 @@ from asr.data.formats import Example, canonical_messages
 DEV_FRACTION = 0.15
 CALIBRATION_FRACTION = 0.20
 CALIBRATION_PROMPTS = 256
+BACKGROUND_FRACTION = 0.5
 
 _DEV_SALT = "asr dev cut 1\n"
 _CALIBRATION_SALT = "asr calibration cut 1\n"
+_BACKGROUND_SALT = "asr background cut 1\n"
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,8 @@ def dev_cut(examples: Sequence[Example]) -> Cut:
 def calibration_cut(examples: Sequence[Example]) -> Cut:
     """Hold out the calibration prompts: 20%, at most 256. Apply it to what the dev cut kept."""
     return hash_cut(examples, CALIBRATION_FRACTION, _CALIBRATION_SALT, CALIBRATION_PROMPTS)
+
+
+def background_cut(examples: Sequence[Example]) -> Cut:
+    """Hold out half of the background's prompts: the world is wider than a domain."""
+    return hash_cut(examples, BACKGROUND_FRACTION, _BACKGROUND_SALT)

@@ -86,7 +86,7 @@ def frame(content: str, variant: int = 0) -> str:
         content: a user message, without the part that is common to its domain.
         variant: another number makes other choices.
     """
-    draw = _draws(content, variant)
+    draw = draws(_SALT, content, variant)
     lines = [line for line in content.split("\n") if line.strip()]
     if len(lines) > 1 and next(draw) < 0.5:
         turn = 1 + int(next(draw) * (len(lines) - 1))
@@ -97,9 +97,9 @@ def frame(content: str, variant: int = 0) -> str:
     if next(draw) < 0.5:
         text = text.lower()
     if next(draw) < 0.7:
-        text = _pick(OPENINGS, next(draw)) + text
+        text = pick(OPENINGS, next(draw)) + text
     if next(draw) < 0.4:
-        text = text.rstrip() + _pick(ENDINGS, next(draw))
+        text = text.rstrip() + pick(ENDINGS, next(draw))
     return text.strip() or content
 
 
@@ -116,15 +116,16 @@ def _crop(lines: list[str], where: float, share: float) -> list[str]:
     return [" ".join(words[:keep] if where < 0.5 else words[-keep:])]
 
 
-def _pick(choices: Sequence[str], draw: float) -> str:
+def pick(choices: Sequence[str], draw: float) -> str:
+    """Return the choice at a draw in [0, 1)."""
     return choices[int(draw * len(choices))]
 
 
-def _draws(content: str, variant: int) -> Iterator[float]:
-    """Yield numbers in [0, 1) that depend on the content and the variant alone."""
+def draws(salt: str, content: str, variant: int) -> Iterator[float]:
+    """Yield numbers in [0, 1) that depend on the salt, the content and the variant alone."""
     block = 0
     while True:
-        text = f"{_SALT}{variant} {block}\n{content}"
+        text = f"{salt}{variant} {block}\n{content}"
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         for start in range(0, 32, 4):
             yield int.from_bytes(digest[start : start + 4], "big") / 2**32

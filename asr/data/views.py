@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from asr.data.formats import Example, Message
+from asr.data.fragment import fragment
 from asr.data.framing import frame
 from asr.errors import DataError, unknown
 
@@ -158,11 +159,14 @@ def _most_common(texts: Sequence[str], needed: int) -> str:
     return ""
 
 
-def _framed(messages: Sequence[Message], common: CommonPart, variant: int) -> list[Message]:
+def _changed(
+    messages: Sequence[Message], common: CommonPart, change: Callable[[str, int], str], variant: int
+) -> list[Message]:
+    """The bare view with its last user message changed."""
     turns = common.bare(messages)
     last = _last_user(turns)
     if last is not None:
-        turns[last]["content"] = frame(turns[last]["content"], variant)
+        turns[last]["content"] = change(turns[last]["content"], variant)
     return turns
 
 
@@ -172,9 +176,11 @@ View = Callable[[Sequence[Message], CommonPart], list[Message]]
 VIEWS: dict[str, View] = {
     "templated": lambda messages, common: [dict(message) for message in messages],
     "bare": lambda messages, common: common.bare(messages),
-    "framed": lambda messages, common: _framed(messages, common, 0),
-    "framed2": lambda messages, common: _framed(messages, common, 1),
-    "framed3": lambda messages, common: _framed(messages, common, 2),
+    "framed": lambda messages, common: _changed(messages, common, frame, 0),
+    "framed2": lambda messages, common: _changed(messages, common, frame, 1),
+    "framed3": lambda messages, common: _changed(messages, common, frame, 2),
+    "fragment": lambda messages, common: _changed(messages, common, fragment, 0),
+    "fragment2": lambda messages, common: _changed(messages, common, fragment, 1),
 }
 """View name -> view; one line registers another."""
 

@@ -1,29 +1,25 @@
-"""The background class: what people say to a chat model, sampled from the base itself.
+"""The background class: what people say to a chat model, as a class without a route.
 
 A router that knows only its domains has to give every prompt to one of them; how well a prompt fits
 the best domain says little about whether it belongs to any. A class of *other* prompts in the same
-regression says more: a request is known by how far its best domain stands above the background. A
-chat model can write such prompts: it continues the bare header of a user's turn. So no data is
-needed, and nothing of any user's is in it.
+regression says more: a request is known by how far its best domain stands above the background, and
+by how much nearer it lies to prompts of the domain than to those of the background. Where the
+prompts come from: :mod:`asr.model.background_prompts`. Nothing of any user's is in it.
 
 The class has a column and no route. It depends on the base, the template and the feature contract
-alone, so it is made once per model directory and belongs to no domain.
+alone, so it is made once per model directory and belongs to no domain. Half of its prompts are held
+out: they are the strangers that thresholds are measured on, and the neighbours of other strangers.
 
 Notation: n prompts, V views, d hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from transformers import GenerationConfig
-
 from asr.base.load import LoadedBase
 from asr.data.formats import Example
 from asr.data.views import CommonPart
-from asr.errors import DataError, RouterError
+from asr.errors import RouterError
+from asr.model.background_prompts import Progress, own_messages, sampled_prompts
 from asr.model.contract import FeatureContract
 from asr.model.directory import ModelDirectory
 from asr.model.features import Forward
@@ -35,56 +31,6 @@ from asr.router import RoutingDomain, save_domain
 NAME = "_background"
 """No domain can be called so."""
 
-SEED = 20240229
-TOKENS = 48
-"""Longest sampled prompt, in tokens."""
-
-_BATCH = 64
-_MARK = "\uf8ff"
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
-
-
-def sample_prompts(base: LoadedBase, count: int, progress: Progress | None = None) -> list[str]:
-    """Let the base write ``count`` user prompts; fewer where many come out empty or alike.
-
-    Plain sampling at temperature 1 after the template's rendering of everything before a user's
-    words, up to the end of the turn or ``TOKENS`` tokens. The random state is the function's own.
-
-    Returns:
-        Distinct prompts in the order of sampling; the same on the same machine, not across devices.
-    """
-    opening = base.template.render([{"role": "user", "content": _MARK}], True).partition(_MARK)[0]
-    ids = base.tokenizer(opening, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    if ids.shape[1] == 0:  # a template that writes nothing before the user's words
-        ids = torch.tensor([[base.template.end_of_turn_ids[0]]])
-    ids = ids.to(torch.long).to(base.device)
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=TOKENS,
-        eos_token_id=list(base.template.end_of_turn_ids),
-        pad_token_id=base.tokenizer.pad_token_id,
-    )
-    generate: Any = base.model.generate
-    texts: dict[str, None] = {}
-    devices = [base.device] if base.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.manual_seed(SEED)
-        for done in range(0, count, _BATCH):
-            rows = ids.repeat(min(_BATCH, count - done), 1)
-            written = generate(
-                rows, attention_mask=torch.ones_like(rows), generation_config=config
-            )[:, ids.shape[1] :]
-            decoded = base.tokenizer.batch_decode(written, skip_special_tokens=True)
-            texts.update(dict.fromkeys(text.strip() for text in decoded if text.strip()))
-            if progress is not None:
-                progress(min(done + _BATCH, count), count)
-    return list(texts)
-
 
 def fit_background(
     base: LoadedBase,
@@ -93,21 +39,17 @@ def fit_background(
     count: int,
     progress: Progress | None = None,
 ) -> RoutingDomain:
-    """Sample prompts and sum up their features, in the views of the contract.
+    """Sum up the features of our messages and of ``count`` prompts that the base writes.
 
     Raises:
-        DataError: the base writes no prompt that has a token to pool.
+        DataError: a prompt cannot be encoded.
         RouterError: a feature is not finite.
     """
+    texts = dict.fromkeys([*own_messages(), *sampled_prompts(base, count, progress)])
     examples = [
         Example(({"role": "user", "content": text}, {"role": "assistant", "content": ""}))
-        for text in sample_prompts(base, count, progress)
+        for text in texts
     ]
-    if len(examples) < 2:
-        raise DataError(
-            f"'{base.name}' writes no user prompts to make the background class of; set "
-            "router.background=0 to do without"
-        )
     return fit_domain(NAME, examples, CommonPart(), base, forward, contract, kind="background")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asr.base.load import LoadedBase
-from asr.data.cut import calibration_cut
+from asr.data.cut import background_cut, calibration_cut
 from asr.data.formats import Example
 from asr.data.prompt import EncodedPrompt, encode_prompt
 from asr.data.views import CommonPart, make_views
@@ -81,7 +81,8 @@ def fit_domain(
     """Embed a domain's training prompts and sum them up.
 
     Prompts are counted once each, however often they stand in the data. About a fifth of them
-    (:func:`asr.data.cut.calibration_cut`) are held out from the statistics for calibration.
+    (:func:`asr.data.cut.calibration_cut`) are held out from the statistics for calibration, and
+    half of a background's.
 
     Args:
         name: the domain.
@@ -98,7 +99,7 @@ def fit_domain(
         RouterError: a feature is not finite.
     """
     distinct = list({example.prompt_key: example for example in examples}.values())
-    cut = calibration_cut(distinct)
+    cut = calibration_cut(distinct) if kind == "domain" else background_cut(distinct)
 
     def pooled(chosen: Sequence[Example]) -> NDArray[np.float32]:
         prompts = encode_views(chosen, common, base, contract)

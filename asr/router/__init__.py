@@ -8,9 +8,13 @@ Linear algebra on arrays; knows nothing of language models. The way through it:
 3. :meth:`Router.fit` solves one ridge regression over the sums of all domains and calibrates it;
 4. :meth:`Router.decide` sends a request to a domain, or to the base;
 5. :func:`save_domain` and :func:`save_router` put both on disk.
+
+:class:`AnalyticRouter` is the regression alone, as an estimator on plain arrays.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from asr.router.calibration import (
     CalibrationBlock,
@@ -37,6 +41,9 @@ from asr.router.storage import (
     save_router,
 )
 
+if TYPE_CHECKING:
+    from asr.router.analytic import AnalyticRouter
+
 __all__ = [
     "BASE_ROUTE",
     "DEFAULT_ABSOLUTE_RIDGE",
@@ -44,6 +51,7 @@ __all__ = [
     "DEFAULT_SEED",
     "RIDGE_GRID",
     "SOLVERS",
+    "AnalyticRouter",
     "CalibrationBlock",
     "Columns",
     "Decision",
@@ -73,3 +81,12 @@ __all__ = [
     "view_thresholds",
     "views_as_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The estimator derives from scikit-learn's where that is installed, which is slow to import.
+    if name == "AnalyticRouter":
+        from asr.router.analytic import AnalyticRouter
+
+        return AnalyticRouter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

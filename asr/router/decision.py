@@ -5,11 +5,13 @@ Notation: m requests, K domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from asr.router.known import KnownScore
 from asr.router.numerics import Float64Array
+from asr.router.scoring import Scores
 
 #: The route of a request that no domain claims: the base model without an adapter.
 BASE_ROUTE = "base"
@@ -23,12 +25,15 @@ class Decision:
         domain: the best-scoring domain, whether or not it was taken.
         route: that domain, or ``"base"`` when abstained.
         abstained: whether ``score`` fell below ``threshold``.
-        score: the best domain's score, less the background score where a background class exists.
+        score: how well known the request is: its terms, weighed (:mod:`asr.router.known`).
         margin: best minus second-best domain score; None with a single domain.
         threshold: the score below which the router abstains; ``-inf`` when it never does.
         scores: every domain's score, without the background taken off.
-        probability: the best domain's share of a softmax over the domains at the fitted
-            temperature. It is the probability *given that* the request is of some domain.
+        probability: of this route being right, every other request being a stranger's: P(known)
+            times the domain's share of a softmax over the domains, or 1 - P(known) for the base.
+        terms: what ``score`` is made of (:mod:`asr.router.scoring`): ``evidence`` (regression, best
+            domain over background), ``typicality`` (relative Mahalanobis distance) and
+            ``closeness`` (held-out prompts of the domain against those of the background).
     """
 
     domain: str
@@ -39,6 +44,7 @@ class Decision:
     threshold: float
     scores: dict[str, float]
     probability: float
+    terms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class DecisionBatch:
         probability: (m,) float64.
         scores: (m, K) float64.
         threshold: see :class:`Decision`.
+        terms: (m,) float64 each, by name; see :class:`Decision`.
     """
 
     names: tuple[str, ...]
@@ -64,6 +71,7 @@ class DecisionBatch:
     probability: Float64Array
     scores: Float64Array
     threshold: float
+    terms: dict[str, Float64Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,6 +89,7 @@ class DecisionBatch:
             threshold=self.threshold,
             scores=dict(zip(self.names, self.scores[row].tolist(), strict=True)),
             probability=float(self.probability[row]),
+            terms={name: float(values[row]) for name, values in self.terms.items()},
         )
 
     def decisions(self) -> list[Decision]:
@@ -89,37 +98,36 @@ class DecisionBatch:
 
 
 def decide_scores(
-    names: tuple[str, ...],
-    scores: Float64Array,
-    background: Float64Array | None,
-    threshold: float,
-    temperature: float,
+    names: tuple[str, ...], scores: Scores, known: KnownScore, threshold: float, temperature: float
 ) -> DecisionBatch:
     """Turn scores into decisions.
 
     Args:
         names: the K domains.
-        scores: (m, K).
-        background: (m,), or None without a background class.
+        scores: of m requests.
+        known: how their terms become one score.
         threshold: below it a request goes to the base.
-        temperature: of the softmax.
+        temperature: of the softmax over the domains.
     """
-    rows = np.arange(scores.shape[0])
-    indices = scores.argmax(axis=1)
-    best = scores[rows, indices]
-    known = best if background is None else best - background
+    domains = scores.domains
+    indices = domains.argmax(axis=1)
+    best = domains[np.arange(domains.shape[0]), indices]
+    score = known.score(scores.terms)
     margin = None
     if len(names) > 1:
-        margin = best - np.partition(scores, -2, axis=1)[:, -2]
+        margin = best - np.partition(domains, -2, axis=1)[:, -2]
     # the best logit is 0 after the shift, so its share is 1 / sum
-    shares = 1.0 / np.exp((scores - best[:, None]) / temperature).sum(axis=1)
+    shares = 1.0 / np.exp((domains - best[:, None]) / temperature).sum(axis=1)
+    abstained = score < threshold
+    is_known = known.probability(score)
     return DecisionBatch(
         names=names,
         indices=indices,
-        abstained=known < threshold,
-        score=known,
+        abstained=abstained,
+        score=score,
         margin=margin,
-        probability=shares,
-        scores=scores,
+        probability=np.where(abstained, 1.0 - is_known, is_known * shares),
+        scores=domains,
         threshold=threshold,
+        terms=scores.terms,
     )

@@ -114,12 +114,3 @@ def _standard_error(shares: list[tuple[float, int]]) -> float:
     smoothed = [((share * n + 1.0) / (n + 2.0), n) for share, n in shares]
     variance = sum(share * (1.0 - share) / n for share, n in smoothed)
     return float(np.sqrt(variance)) / len(shares)
-
-
-def known_scores_by_view(scores: BlockScores, columns: Columns) -> dict[str, Float64Array]:
-    """Return per view kind the known scores of all blocks together, blocks in name order."""
-    gathered: dict[str, list[Float64Array]] = {}
-    for views in scores.values():
-        for view, raw in views.items():
-            gathered.setdefault(view, []).append(columns.known_scores(raw))
-    return {view: np.concatenate(gathered[view]) for view in sorted(gathered)}

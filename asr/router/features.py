@@ -118,6 +118,14 @@ class FeatureMap:
         Raises:
             RouterError: the last dimension is not d, or an entry is not finite (names the row).
         """
+        return self.expand(self.normalise(pooled))
+
+    def normalise(self, pooled: ArrayLike) -> Float64Array:
+        """Return (..., d) float64 normalised states, without the constant.
+
+        Raises:
+            RouterError: as the call.
+        """
         states = np.asarray(pooled, dtype=np.float64)
         if states.ndim < 1 or states.shape[-1] != self.hidden_size:
             raise RouterError(
@@ -128,8 +136,13 @@ class FeatureMap:
         mean = states.mean(axis=-1, keepdims=True)
         centred = states - mean
         variance = np.mean(np.square(centred), axis=-1, keepdims=True)
-        features = np.empty((*states.shape[:-1], self.hidden_size + 1), dtype=np.float64)
-        np.divide(centred, np.sqrt(variance + LAYER_NORM_EPS), out=features[..., :-1])
+        normalised: Float64Array = centred / np.sqrt(variance + LAYER_NORM_EPS)
+        return normalised
+
+    def expand(self, normalised: Float64Array) -> Float64Array:
+        """Return (..., E) features of normalised states (..., d): the constant, the expansion."""
+        features = np.empty((*normalised.shape[:-1], self.hidden_size + 1), dtype=np.float64)
+        features[..., :-1] = normalised
         features[..., -1] = 1.0
         if self._matrix is None:
             return features

@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asr.router.calibration import prompts_needed
+from asr.router.held_out import Confusion, CurvePoint, HeldOut
 from asr.router.ridge import RIDGE_GRID, RidgeRow
+
+#: Below this share of caught strangers a threshold is as good as none.
+HARDLY = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class RouterReport:
         background_rejected: share of held-out background prompts below it, per class and view.
         temperature: of the softmax.
         warnings: one line each, for the user.
+        curve: what abstaining costs and brings at other levels; empty without held-out prompts.
+        confusions: pairs of domains of which one takes held-out prompts of the other.
     """
 
     solver: str
@@ -55,6 +61,8 @@ class RouterReport:
     background_rejected: dict[str, dict[str, float]]
     temperature: float
     warnings: tuple[str, ...]
+    curve: tuple[CurvePoint, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for strict JSON: infinite thresholds and condition numbers become None."""
@@ -64,6 +72,8 @@ class RouterReport:
         values["condition"] = _finite(self.condition)
         values["ridge_table"] = [asdict(row) for row in self.ridge_table]
         values["warnings"] = list(self.warnings)
+        values["curve"] = [asdict(point) for point in self.curve]
+        values["confusions"] = [asdict(pair) for pair in self.confusions]
         return values
 
     @classmethod
@@ -81,6 +91,9 @@ class RouterReport:
         read["condition"] = _or_infinite(read["condition"], math.inf)
         read["ridge_table"] = tuple(RidgeRow(**row) for row in read["ridge_table"])
         read["warnings"] = tuple(read["warnings"])
+        # reports of earlier versions have neither
+        read["curve"] = tuple(CurvePoint(**point) for point in read.get("curve", ()))
+        read["confusions"] = tuple(Confusion(**pair) for pair in read.get("confusions", ()))
         return cls(**read)
 
 
@@ -89,7 +102,7 @@ def fit_warnings(
     has_background: bool,
     abstain: float,
     calibration_prompts: Mapping[str, int],
-    view_prompts: Mapping[str, int],
+    found: HeldOut,
     chosen_ridge: float | None,
 ) -> tuple[str, ...]:
     """Return what a user should know about a fit, one line each.
@@ -99,7 +112,7 @@ def fit_warnings(
         has_background: whether a background class exists.
         abstain: the share that may be rejected.
         calibration_prompts: held-out prompts per domain.
-        view_prompts: held-out prompts per view kind, over all domains.
+        found: what the held-out prompts say.
         chosen_ridge: the ridge that was chosen on the blocks, None where it was not.
     """
     lines: list[str] = []
@@ -117,13 +130,26 @@ def fit_warnings(
         )
     if abstain > 0:
         needed = prompts_needed(abstain)
-        few = [f"{view} ({count})" for view, count in view_prompts.items() if count < needed]
-        if few or not view_prompts:
+        views = found.view_prompts
+        few = [f"{view} ({count})" for view, count in views.items() if count < needed]
+        if few or not views:
             lines.append(
                 f"too few held-out prompts to reject {abstain:g} of the known ones: {needed} of"
                 f" each view are needed, there are {', '.join(few) or 'none'}; the router never"
                 " abstains"
             )
+    caught = [share for shares in found.background_rejected.values() for share in shares.values()]
+    if math.isfinite(found.threshold) and caught and max(caught) < HARDLY:
+        lines.append(
+            f"router.abstain {abstain:g} puts the threshold so low that hardly any stranger goes to"
+            f" the base ({max(caught):.1%} of the held-out background does); a larger one catches"
+            " more (asr info shows the curve)"
+        )
+    lines += [
+        f"{pair.share:.0%} of the {pair.prompts} held-out prompts of '{pair.domain}' are taken by"
+        f" '{pair.taken_by}': expect confusion, or make them one domain"
+        for pair in found.confusions
+    ]
     if chosen_ridge is not None and chosen_ridge in (RIDGE_GRID[0], RIDGE_GRID[-1]):
         lines.append(
             f"the chosen ridge {chosen_ridge:g} is at the edge of the grid; a fixed router.ridge"

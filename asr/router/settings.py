@@ -9,6 +9,7 @@ from typing import Any
 
 from asr.errors import RouterError, unknown
 from asr.router.features import DEFAULT_SEED
+from asr.router.scoring import TERMS
 
 SOLVERS = ("direct", "rls")
 
@@ -18,8 +19,11 @@ SOLVERS = ("direct", "rls")
 #: all directions, a relative ridge of 1 / (number of view rows).
 DEFAULT_ABSOLUTE_RIDGE = 1.0
 
-#: Share of known prompts that may be sent to the base.
-DEFAULT_ABSTAIN = 0.01
+#: Share of known prompts that may be sent to the base, in the view kind nearest to people's words.
+DEFAULT_ABSTAIN = 0.05
+
+#: Neighbours whose similarity is averaged (5 to 20 differ by less than .015 in AUROC).
+DEFAULT_NEIGHBOURS = 10
 
 #: Beyond this a router rejects every other known prompt: a mistake, not a setting.
 LARGEST_ABSTAIN = 0.5
@@ -41,6 +45,9 @@ class RouterSettings:
         domain_weights: factors on domains' statistics, for ``direct``; domains not named weigh 1.
             Factors proportional to 1 / prompts give every domain the same weight (AIR,
             arXiv 2408.10349).
+        terms: what the known score is made of (:mod:`asr.router.scoring`); ``evidence`` first.
+            ``typicality`` and ``closeness`` cost two (d, d) factors and the reference rows.
+        neighbours: k of ``closeness``.
     """
 
     solver: str = "direct"
@@ -50,6 +57,8 @@ class RouterSettings:
     expansion_seed: int = DEFAULT_SEED
     abstain: float = DEFAULT_ABSTAIN
     domain_weights: Mapping[str, float] | None = None
+    terms: tuple[str, ...] = TERMS
+    neighbours: int = DEFAULT_NEIGHBOURS
 
     def __post_init__(self) -> None:
         """Check every field and the combinations.
@@ -72,11 +81,19 @@ class RouterSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise RouterError(f"router.{name} is {value!r}; it must be an integer, 0 or more")
+        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int):
+            raise RouterError(f"router.neighbours is {self.neighbours!r}; it must be an integer")
+        if self.neighbours < 1:
+            raise RouterError(
+                f"router.neighbours is {self.neighbours}; it must be 1 or more (leave 'closeness'"
+                " out of router.terms to do without)"
+            )
+        self._check_terms()
         _number("router.abstain", self.abstain)
         if not 0 <= self.abstain <= LARGEST_ABSTAIN:
             raise RouterError(
                 f"router.abstain is {self.abstain}; it is a share of known prompts in 0 ... 0.5"
-                " (0 never abstains, 0.01 is the default)"
+                " (0 never abstains, 0.05 is the default)"
             )
         if self.domain_weights is not None:
             for domain, weight in self.domain_weights.items():
@@ -91,6 +108,18 @@ class RouterSettings:
             }
             object.__setattr__(self, "domain_weights", ordered)
         self._check_combination()
+
+    def _check_terms(self) -> None:
+        terms = tuple(self.terms)
+        for term in terms:
+            if term not in TERMS:
+                raise RouterError(unknown("term in router.terms", str(term), TERMS))
+        if terms not in (TERMS[:1], TERMS[:2], TERMS):
+            raise RouterError(
+                f"router.terms is [{', '.join(terms)}]; it is [evidence], [evidence, typicality]"
+                " or [evidence, typicality, closeness]"
+            )
+        object.__setattr__(self, "terms", terms)
 
     def _check_combination(self) -> None:
         if self.solver == "direct" and self.absolute_ridge is not None:
@@ -116,7 +145,7 @@ class RouterSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict of every field."""
-        return asdict(self)
+        return {**asdict(self), "terms": list(self.terms)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RouterSettings:

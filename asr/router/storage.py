@@ -24,15 +24,19 @@ from asr.errors import ContractError, RouterError
 from asr.router.calibration import CalibrationBlock
 from asr.router.columns import Columns
 from asr.router.features import FeatureMap
+from asr.router.known import EVIDENCE_ALONE, KnownScore
 from asr.router.report import RouterReport
 from asr.router.router import Router
+from asr.router.scoring import Scorer, read_geometry
 from asr.router.settings import RouterSettings
 from asr.router.statistics import DomainStatistics
 
-#: Version of the layout below. A file with a larger one is refused.
-SCHEMA_VERSION = 1
-
 _DOMAIN, _ROUTER = "domain", "router"
+
+#: Version of the layout of each kind of file. A file with a larger one is refused. Routers of
+#: version 1 have the regression alone, without Gaussians and neighbours.
+SCHEMA_VERSIONS = {_DOMAIN: 1, _ROUTER: 2}
+
 _AGAIN = {
     _DOMAIN: "take the domain out with asr remove MODEL NAME and add it again",
     _ROUTER: "run asr train CONFIG --out MODEL --resume to derive it again",
@@ -149,7 +153,7 @@ def save_router(
         StorageError: the file system refuses (full, read-only, no permission).
         TypeError, ValueError: ``metadata`` that strict JSON cannot hold.
     """
-    stored: dict[str, np.ndarray] = {"weights": router.weights}
+    stored: dict[str, np.ndarray] = {"weights": router.weights, **router.scorer.tensors()}
     stored |= {f"features/{key}": value for key, value in router.feature_map.to_tensors().items()}
     stored |= {f"{_EXTRA}{key}": value for key, value in (extra_tensors or {}).items()}
     header = {
@@ -160,6 +164,7 @@ def save_router(
         "expansion_seed": router.feature_map.seed,
         "settings": router.settings.to_dict(),
         "report": router.report.to_dict(),
+        "known": router.known.to_dict(),
         "metadata": dict(metadata or {}),
     }
     write_bytes(path, _encode(_ROUTER, contract_hash, header, stored))
@@ -186,11 +191,13 @@ def load_router(path: Path, contract_hash: str | None = None) -> StoredRouter:
             raise RouterError(f"weights have shape {weights.shape}")
         if feature_map.expansion_hash != header["expansion_hash"]:
             raise RouterError("the expansion tensor is not the one that was saved")
+        known = KnownScore.from_dict(header["known"]) if "known" in header else EVIDENCE_ALONE
+        settings = RouterSettings.from_dict({"terms": EVIDENCE_ALONE.scales, **header["settings"]})
+        gaussians, neighbours = read_geometry(tensors, settings.neighbours)
         router = Router(
-            columns=columns,
-            weights=weights,
-            feature_map=feature_map,
-            settings=RouterSettings.from_dict(header["settings"]),
+            scorer=Scorer(feature_map, columns, weights, gaussians, neighbours),
+            known=known,
+            settings=settings,
             report=RouterReport.from_dict(header["report"]),
         )
         return StoredRouter(
@@ -204,7 +211,7 @@ def _encode(
     kind: str, contract_hash: str, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> bytes:
     stored = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    own = {"schema": SCHEMA_VERSION, "kind": kind, "contract": contract_hash}
+    own = {"schema": SCHEMA_VERSIONS[kind], "kind": kind, "contract": contract_hash}
     # as it will read back (keys become text, tuples lists), so that the digest is the same then
     described = json.loads(json.dumps({**header, **own}, allow_nan=False))
     described["sha256"] = _digest(described, stored)
@@ -219,10 +226,11 @@ def _decode(
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {})["asr"])
-            if header["schema"] > SCHEMA_VERSION:
+            newest = SCHEMA_VERSIONS[kind]
+            if header["schema"] > max(newest, SCHEMA_VERSIONS.get(header["kind"], 0)):
                 raise RouterError(
                     f"{path} was written by a newer version (schema {header['schema']}; this one"
-                    f" reads up to {SCHEMA_VERSION}); type: pip install -U"
+                    f" reads up to {newest}); type: pip install -U"
                     " analytic-subspace-routing"
                 )
             if header["kind"] != kind:

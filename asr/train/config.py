@@ -111,7 +111,7 @@ class RouterConfig(BaseModel):
     model_config = _STRICT
 
     layer: AtLeastOne | None = Field(
-        default=None, description="Router layer L; null: max(2, round(layers / 7))."
+        default=None, description="Router layer L; null: max(2, round(layers / 4))."
     )
     two_pass: bool = Field(
         default=False, description="Route in a pass of its own, for bases that cannot be split."
@@ -129,17 +129,27 @@ class RouterConfig(BaseModel):
         default=0, ge=0, description="Rows of the random ReLU expansion; 0: none."
     )
     abstain: Fraction = Field(
-        default=0.01, description="Share of known prompts that may be sent to the base; 0: never."
+        default=0.05,
+        description="Share of known prompts, in the view nearest to people's words, that may be "
+        "sent to the base; 0: never.",
     )
     views: Views = Field(
-        default=("templated", "bare", "framed", "framed2", "framed3"),
+        default=(
+            "templated",
+            "bare",
+            "framed",
+            "framed2",
+            "framed3",
+            "fragment",
+            "fragment2",
+        ),
         description="Forms in which each training prompt is shown to the router.",
     )
     background: int = Field(
-        default=384,
+        default=640,
         ge=0,
-        description="Prompts that the base writes itself, as a class of its own for abstaining; "
-        "0: none.",
+        description="Prompts that the base writes itself (beside messages of our own), as a class "
+        "of its own for abstaining; 0: no such class.",
     )
 
     @model_validator(mode="after")

@@ -158,7 +158,8 @@ def test_unknown_view() -> None:
     with pytest.raises(DataError) as error:
         make_views(example("cats").prompt, CommonPart(), ["bear"])
     assert str(error.value) == (
-        "unknown view 'bear' (did you mean 'bare'?); there are: bare, framed, framed2, framed3, "
+        "unknown view 'bear' (did you mean 'bare'?); there are: bare, fragment, fragment2, "
+        "framed, framed2, framed3, "
         "templated"
     )
 

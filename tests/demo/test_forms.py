@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asr.model.background import TOKENS
+from asr.model.background_prompts import TOKENS
 from asr.train.config_file import load_config
 from demo.domains import DOMAINS
 from demo.forms import (

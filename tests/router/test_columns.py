@@ -5,6 +5,8 @@ import numpy as np
 from asr.router import Columns
 from asr.router.columns import BACKGROUND
 from asr.router.decision import decide_scores
+from asr.router.known import EVIDENCE_ALONE, KnownScore
+from asr.router.scoring import Scores
 
 RAW = np.array([[0.1, 0.9, 0.3, 0.2], [0.5, 0.4, 0.0, 0.8]])
 
@@ -25,14 +27,20 @@ def test_prototypes_and_background() -> None:
 
 def test_decisions_from_scores() -> None:
     scores = np.array([[0.2, 0.9], [0.4, 0.3], [0.5, 0.5]])
-    batch = decide_scores(("a", "b"), scores, np.array([0.0, 0.3, 0.0]), 0.2, 0.5)
+    evidence = scores.max(axis=1) - [0.0, 0.3, 0.0]
+    known = KnownScore({"evidence": 1.0}, slope=4.0, intercept=-1.0)
+    batch = decide_scores(("a", "b"), Scores(scores, {"evidence": evidence}), known, 0.2, 0.5)
     np.testing.assert_array_equal(batch.indices, [1, 0, 0])  # equal scores: first in name order
     np.testing.assert_array_equal(batch.abstained, [False, True, False])
     np.testing.assert_allclose(batch.score, [0.9, 0.1, 0.5])
     assert batch.margin is not None
     np.testing.assert_allclose(batch.margin, [0.7, 0.1, 0.0])
     shares = np.exp(scores / 0.5) / np.exp(scores / 0.5).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(batch.probability, shares.max(axis=1))
+    is_known = 1 / (1 + np.exp(-(4 * evidence - 1)))
+    np.testing.assert_allclose(
+        batch.probability, np.where(batch.abstained, 1 - is_known, is_known * shares.max(axis=1))
+    )
+    assert batch.decision(0).terms == {"evidence": 0.9}
     first, second, _ = batch.decisions()
     assert (first.domain, first.route, first.abstained) == ("b", "b", False)
     assert (second.domain, second.route, second.abstained) == ("a", "base", True)
@@ -41,5 +49,6 @@ def test_decisions_from_scores() -> None:
 
 
 def test_no_rows() -> None:
-    batch = decide_scores(("a", "b"), np.zeros((0, 2)), None, 0.0, 1.0)
+    nothing = Scores(np.zeros((0, 2)), {"evidence": np.zeros(0)})
+    batch = decide_scores(("a", "b"), nothing, EVIDENCE_ALONE, 0.0, 1.0)
     assert (len(batch), batch.decisions()) == (0, [])

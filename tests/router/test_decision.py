@@ -7,16 +7,18 @@ import numpy as np
 from asr.router import Columns
 from asr.router.decision import decide_scores
 from asr.router.evaluation import evaluate
+from asr.router.known import EVIDENCE_ALONE
+from asr.router.scoring import Scores
 
 
 def test_a_score_at_the_threshold_is_known() -> None:
     """The threshold is the score of a held-out prompt, which is itself not to be rejected."""
     scores = np.array([[0.5, 0.1], [np.nextafter(0.5, 0.0), 0.1], [0.75, 0.1]])
-    batch = decide_scores(("a", "b"), scores, None, 0.5, 1.0)
+    given = Scores(scores, {"evidence": scores.max(axis=1)})
+    batch = decide_scores(("a", "b"), given, EVIDENCE_ALONE, 0.5, 1.0)
     np.testing.assert_array_equal(batch.abstained, [False, True, False])
     assert [decision.route for decision in batch.decisions()] == ["a", "base", "a"]
-    against = decide_scores(("a", "b"), scores, np.array([0.0, 0.0, 0.25]), 0.5, 1.0)
-    np.testing.assert_array_equal(against.abstained, [False, True, False])
+    np.testing.assert_array_equal(batch.probability[[1]], [0.0])  # nothing to tell strangers from
 
 
 def test_routed_right_means_that_no_other_domain_scores_higher() -> None:

@@ -181,7 +181,7 @@ def test_changed_header_is_noticed(tmp_path: Path, domain: RoutingDomain) -> Non
 
 def test_newer_schema(tmp_path: Path, domain: RoutingDomain) -> None:
     path = write_domain(tmp_path / "law.safetensors", domain)
-    rewrite_header(path, schema=2)
+    rewrite_header(path, schema=2)  # version 2 is a router's, not a domain's
     message = (
         f"{path} was written by a newer version (schema 2; this one reads up to 1); type: pip"
         " install -U analytic-subspace-routing"
