@@ -16,7 +16,7 @@ prompts (without the dev cut) with one thing more than the one above it, and jud
 - ECE: expected calibration error of the probability that the route is right.
 
 Shares of free questions come with a 95% bootstrap interval. ``--features`` keeps what was embedded:
-another call with other levels takes seconds.
+another call, with other levels or other questions, takes seconds.
 """
 
 from __future__ import annotations
@@ -57,18 +57,19 @@ TERMS = ("evidence", "typicality", "closeness")
 
 @dataclass
 class Embedded:
-    """Pooled features of everything that is judged: (n, V, d) float32 each, free (n, d)."""
+    """Pooled features of data and background, by domain: (n, V, d) float32 each."""
 
     statistics: dict[str, np.ndarray]
     held_out: dict[str, np.ndarray]
     dev: dict[str, np.ndarray]
-    free: np.ndarray
 
     def save(self, path: Path) -> None:
         """Keep all of it in one file."""
-        arrays = {"free": self.free}
-        for kind in ("statistics", "held_out", "dev"):
-            arrays |= {f"{kind}/{name}": a for name, a in getattr(self, kind).items()}
+        arrays = {
+            f"{kind}/{name}": array
+            for kind in ("statistics", "held_out", "dev")
+            for name, array in getattr(self, kind).items()
+        }
         np.savez(path, **arrays)  # type: ignore[arg-type]
 
     @classmethod
@@ -80,49 +81,56 @@ class Embedded:
                 kind, _, name = key.partition("/")
                 if name:
                     found[kind][name] = arrays[key]
-            return cls(**found, free=arrays["free"])
+        return cls(**found)
 
 
-def embed_all(options: argparse.Namespace, questions: Sequence[str]) -> Embedded:
-    """Embed data, sampled background and free questions."""
-    base = load_base(options.base)
-    forward = make_forward(base, options.layer, False)
+class Embedder:
+    """Prompts to pooled features at one layer."""
 
-    def pooled(prompts: Sequence[Sequence[dict[str, str]]]) -> np.ndarray:
+    def __init__(self, name: str, layer: int) -> None:
+        self.base = load_base(name)
+        self.forward = make_forward(self.base, layer, False)
+
+    def __call__(self, prompts: Sequence[Sequence[dict[str, str]]]) -> np.ndarray:
+        """Return (n, d) float32."""
+        base = self.base
         encoded = [
             encode_prompt(list(prompt), base.tokenizer, base.template, 1024, shorten=True)
             for prompt in prompts
         ]
-        return embed(encoded, forward, base.tokenizer.pad_token_id, base.device)
+        return embed(encoded, self.forward, base.tokenizer.pad_token_id, base.device)
 
-    def views(examples: Sequence[Example], common: CommonPart) -> np.ndarray:
+    def views(self, examples: Sequence[Example], common: CommonPart) -> np.ndarray:
+        """Return (n, V, d)."""
         flat = [
             turns
             for example in examples
             for turns in make_views(example.prompt, common, ALL_VIEWS).values()
         ]
-        return pooled(flat).reshape(len(examples), len(ALL_VIEWS), -1)
+        return self(flat).reshape(len(examples), len(ALL_VIEWS), -1)
 
-    found = Embedded({}, {}, {}, pooled([[user(text)] for text in questions]))
+
+def embed_data(embedder: Embedder, data: Path, limit: int, background: int) -> Embedded:
+    """Embed training data and background."""
+    found = Embedded({}, {}, {})
     sources: dict[str, Sequence[Example]] = {
         name: [Example((user(text), {"role": "assistant", "content": ""})) for text in texts]
         for name, texts in (
             (MESSAGES, own_messages()),
-            (SAMPLED, sampled_prompts(base, options.background)),
+            (SAMPLED, sampled_prompts(embedder.base, background)),
         )
     }
-    for path in sorted(options.data.glob("*/train.jsonl")):
+    for path in sorted(data.glob("*/train.jsonl")):
         name = path.parent.name
-        cut = dev_cut(load_examples(path, name=name, limit=options.limit).examples)
-        common = find_common_part(cut.kept)
-        found.dev[name] = views(cut.held_out, common)
+        cut = dev_cut(load_examples(path, name=name, limit=limit).examples)
+        found.dev[name] = embedder.views(cut.held_out, find_common_part(cut.kept))
         sources[name] = cut.kept
     for name, examples in sources.items():
         is_background = name in (MESSAGES, SAMPLED)
         common = CommonPart() if is_background else find_common_part(examples)
         held = background_cut(examples) if is_background else calibration_cut(examples)
-        found.statistics[name] = views(held.kept, common)
-        found.held_out[name] = views(held.held_out, common)
+        found.statistics[name] = embedder.views(held.kept, common)
+        found.held_out[name] = embedder.views(held.held_out, common)
     return found
 
 
@@ -144,42 +152,48 @@ class Arm:
     """What a router of the comparison is made of."""
 
     name: str
-    views: int
+    views: tuple[str, ...]
     background: tuple[str, ...]
     terms: tuple[str, ...]
 
 
+FORMER = ("templated", "bare", "framed", "framed2", "framed3")
+DEFAULT = ("templated", "bare", "fragment", "fragment2")
+BOTH = (MESSAGES, SAMPLED)
 ARMS = (
-    Arm("templated", 1, (), TERMS[:1]),
-    Arm("bare", 2, (), TERMS[:1]),
-    Arm("framed", 5, (), TERMS[:1]),
-    Arm("sampled background", 5, (SAMPLED,), TERMS[:1]),
-    Arm("typicality", 5, (SAMPLED,), TERMS[:2]),
-    Arm("closeness", 5, (SAMPLED,), TERMS),
-    Arm("fragments", 7, (SAMPLED,), TERMS),
-    Arm("messages", 7, (MESSAGES, SAMPLED), TERMS),
-    Arm("messages alone", 7, (MESSAGES,), TERMS),
-    Arm("all, evidence alone", 7, (MESSAGES, SAMPLED), TERMS[:1]),
-    Arm("all, no closeness", 7, (MESSAGES, SAMPLED), TERMS[:2]),
+    Arm("templated", FORMER[:1], (), TERMS[:1]),
+    Arm("bare", FORMER[:2], (), TERMS[:1]),
+    Arm("framed", FORMER, (), TERMS[:1]),
+    Arm("sampled background", FORMER, (SAMPLED,), TERMS[:1]),
+    Arm("typicality", FORMER, (SAMPLED,), TERMS[:2]),
+    Arm("closeness", FORMER, (SAMPLED,), TERMS),
+    Arm("fragments for framed", DEFAULT, (SAMPLED,), TERMS),
+    Arm("messages", DEFAULT, BOTH, TERMS),
+    Arm("default, framed too", ALL_VIEWS, BOTH, TERMS),
+    Arm("default, messages alone", DEFAULT, (MESSAGES,), TERMS),
+    Arm("default, no background", DEFAULT, (), TERMS),
+    Arm("default, evidence alone", DEFAULT, BOTH, TERMS[:1]),
+    Arm("default, no closeness", DEFAULT, BOTH, TERMS[:2]),
 )
-"""From nothing to the defaults (``messages``), one thing after another; then single parts."""
+"""From nothing to the defaults (``messages``), one thing after another; then single changes."""
 
 
 def fit(embedded: Embedded, arm: Arm, abstain: float) -> Router:
     """Fit one arm's router."""
-    count, width = arm.views, embedded.free.shape[-1]
+    places = [ALL_VIEWS.index(view) for view in arm.views]
+    width = embedded.statistics[SAMPLED].shape[-1]
     mapped = FeatureMap(width)
     domains = []
     for name, states in embedded.statistics.items():
-        is_background = name in (MESSAGES, SAMPLED)
+        is_background = name in BOTH
         if is_background and name not in arm.background:
             continue
-        chosen = states[:, :count]
-        features = mapped(chosen.reshape(-1, width)).reshape(len(chosen), count, -1)
+        chosen = states[:, places]
+        features = mapped(chosen.reshape(-1, width)).reshape(len(chosen), len(places), -1)
         statistics = DomainStatistics(
             mapped.dimension, kind="background" if is_background else "domain"
         ).update(features)
-        block = CalibrationBlock(embedded.held_out[name][:, :count], ALL_VIEWS[:count])
+        block = CalibrationBlock(embedded.held_out[name][:, places], arm.views)
         domains.append(RoutingDomain(name, statistics, block))
     domains = _joined(domains)
     return Router.fit(domains, RouterSettings(abstain=abstain, terms=arm.terms), mapped)
@@ -198,16 +212,19 @@ def _joined(domains: list[RoutingDomain]) -> list[RoutingDomain]:
     return [*(domain for domain in domains if domain not in others), whole]
 
 
-def line(
-    embedded: Embedded,
-    labels: np.ndarray,
-    near: np.ndarray,
-    words: np.ndarray,
-    arm: Arm,
-    abstain: float,
-) -> str:
+@dataclass(frozen=True)
+class Free:
+    """Free questions: (m, d) pooled, (m,) label, in a near group or not, number of words."""
+
+    pooled: np.ndarray
+    labels: np.ndarray
+    near: np.ndarray
+    words: np.ndarray
+
+
+def line(router: Router, embedded: Embedded, free: Free, name: str) -> str:
     """One row of the table."""
-    router = fit(embedded, arm, abstain)
+    labels, near, words = free.labels, free.near, free.words
     dev = [
         np.mean(
             [
@@ -219,7 +236,7 @@ def line(
         for view in (0, 1)
     ]
     known = labels != "none"
-    batch = router.decide_batch(embedded.free)
+    batch = router.decide_batch(free.pooled)
     names = np.array(router.names)
     forced = names[batch.indices] == labels
     routed = forced & ~batch.abstained
@@ -228,7 +245,7 @@ def line(
     at_90 = forced & (score > np.quantile(score[~known], 0.9))
     nearby = f"{auroc(score[known], score[near]):.3f}" if near.any() else "-"
     return (
-        f"| {arm.name} | {dev[0]:.3f} / {dev[1]:.3f} | {interval(forced[known])} "
+        f"| {name} | {dev[0]:.3f} / {dev[1]:.3f} | {interval(forced[known])} "
         f"| {interval(routed[known])} | {interval(batch.abstained[~known])} "
         f"| {auroc(score[known], score[~known]):.3f} | {nearby} "
         f"| {matched_auroc(score, known, words):.3f} | {at_90[known].mean():.3f} "
@@ -244,27 +261,28 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--layer", type=int, default=8)
     parser.add_argument("--limit", type=int, default=400, help="training examples per domain")
-    parser.add_argument("--background", type=int, default=640, help="prompts sampled from the base")
+    parser.add_argument("--background", type=int, default=128, help="prompts sampled from the base")
     parser.add_argument("--abstain", type=float, nargs="*", default=[DEFAULT_ABSTAIN])
     parser.add_argument("--arms", nargs="*", help="only these, by name")
-    parser.add_argument("--features", type=Path, help="keep the embedded prompts in this .npz")
+    parser.add_argument("--features", type=Path, help="keep the embedded data in this .npz")
     options = parser.parse_args()
     rows = [json.loads(text) for text in options.free.read_text("utf-8").splitlines()]
-    labels = np.array([row["domain"] for row in rows])
-    near = np.array([row.get("group", "").startswith("near") for row in rows])
-    prompts = [row["prompt"] for row in rows]
+    embedder = Embedder(options.base, options.layer)
     if options.features is not None and options.features.is_file():
         embedded = Embedded.load(options.features)
-        if len(embedded.free) != len(prompts):
-            parser.error(
-                f"{options.features} has {len(embedded.free)} questions, not {len(prompts)}"
-            )
     else:
-        embedded = embed_all(options, prompts)
+        embedded = embed_data(embedder, options.data, options.limit, options.background)
         if options.features is not None:
             embedded.save(options.features)
-    known = labels != "none"
-    words = np.array([len(prompt.split()) for prompt in prompts], dtype=float)
+    prompts = [row["prompt"] for row in rows]
+    free = Free(
+        embedder([[user(text)] for text in prompts]),
+        np.array([row["domain"] for row in rows]),
+        np.array([row.get("group", "").startswith("near") for row in rows]),
+        np.array([len(prompt.split()) for prompt in prompts]),
+    )
+    known = free.labels != "none"
+    words = free.words.astype(float)
     print(
         f"layer {options.layer}: {known.sum()} free questions of {len(embedded.dev)} domains and "
         f"{(~known).sum()} of none; AUROC of word count {auroc(words[known], words[~known]):.3f}; "
@@ -279,7 +297,7 @@ def main() -> None:
         if options.arms and arm.name not in options.arms:
             continue
         for abstain in options.abstain:
-            print(line(embedded, labels, near, words, arm, abstain), flush=True)
+            print(line(fit(embedded, arm, abstain), embedded, free, arm.name), flush=True)
 
 
 if __name__ == "__main__":

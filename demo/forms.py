@@ -41,8 +41,6 @@ class Form:
         train: training examples per domain; 15% of them are held out as dev.
         test: test examples per domain.
         background: prompts that the base writes for the router's background class.
-        abstain: share of known prompts that may go to the base; so few held-out prompts (80 and
-            26) can tell no smaller one.
     """
 
     name: str
@@ -50,7 +48,6 @@ class Form:
     train: int
     test: int
     background: int
-    abstain: float
 
 
 FULL = Form(
@@ -59,9 +56,8 @@ FULL = Form(
     train=104,
     test=40,
     background=128,
-    abstain=0.05,
 )
-QUICK = Form("quick", ("dates", "sql"), train=80, test=30, background=64, abstain=0.05)
+QUICK = Form("quick", ("dates", "sql"), train=80, test=30, background=64)
 
 LIMIT_SECONDS = 600.0
 """The full demo promises ten minutes; where it would take longer, the short form runs."""

@@ -145,9 +145,7 @@ def _prepare(form: Form, base: LoadedBase, out: Path, narrator: Narrator) -> Sto
         )
         for name in form.domains
     }
-    router = config.router.model_copy(
-        update={"background": form.background, "abstain": form.abstain}
-    )
+    router = config.router.model_copy(update={"background": form.background})
     config = config.model_copy(update={"domains": chosen, "base": base.name, "router": router})
     layer = feature_contract(config, base).layer
     prepared = prepare_domains(config, base, layer, 1)

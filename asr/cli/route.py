@@ -91,9 +91,12 @@ def plain_decision(decision: Decision) -> dict[str, Any]:
 
 
 def explanation(decision: Decision) -> list[str]:
-    """Return every score, the best first, and what the threshold did."""
+    """Return every score, the best first, what the known score is of, what the threshold did."""
     ranked = sorted(decision.scores.items(), key=lambda item: -item[1])
     lines = ["scores: " + ", ".join(f"{name} {score:.3f}" for name, score in ranked)]
+    if len(decision.terms) > 1:
+        terms = ", ".join(f"{name} {value:.3g}" for name, value in decision.terms.items())
+        lines.append(f"known score {decision.score:.3f}, made of {terms}")
     if not math.isfinite(decision.threshold):
         lines.append("threshold: none, the router never abstains")
     elif decision.abstained:

@@ -20,7 +20,7 @@ SOLVERS = ("direct", "rls")
 DEFAULT_ABSOLUTE_RIDGE = 1.0
 
 #: Share of known prompts that may be sent to the base, in the view kind nearest to people's words.
-DEFAULT_ABSTAIN = 0.05
+DEFAULT_ABSTAIN = 0.07
 
 #: Neighbours whose similarity is averaged (5 to 20 differ by less than .015 in AUROC).
 DEFAULT_NEIGHBOURS = 10
@@ -93,7 +93,7 @@ class RouterSettings:
         if not 0 <= self.abstain <= LARGEST_ABSTAIN:
             raise RouterError(
                 f"router.abstain is {self.abstain}; it is a share of known prompts in 0 ... 0.5"
-                " (0 never abstains, 0.05 is the default)"
+                " (0 never abstains, 0.07 is the default)"
             )
         if self.domain_weights is not None:
             for domain, weight in self.domain_weights.items():

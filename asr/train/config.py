@@ -129,24 +129,16 @@ class RouterConfig(BaseModel):
         default=0, ge=0, description="Rows of the random ReLU expansion; 0: none."
     )
     abstain: Fraction = Field(
-        default=0.05,
+        default=0.07,
         description="Share of known prompts, in the view nearest to people's words, that may be "
         "sent to the base; 0: never.",
     )
     views: Views = Field(
-        default=(
-            "templated",
-            "bare",
-            "framed",
-            "framed2",
-            "framed3",
-            "fragment",
-            "fragment2",
-        ),
+        default=("templated", "bare", "fragment", "fragment2"),
         description="Forms in which each training prompt is shown to the router.",
     )
     background: int = Field(
-        default=640,
+        default=128,
         ge=0,
         description="Prompts that the base writes itself (beside messages of our own), as a class "
         "of its own for abstaining; 0: no such class.",

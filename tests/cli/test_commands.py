@@ -38,8 +38,8 @@ def test_train_says_what_it_does(trained: Trained) -> None:
     assert lines[1].startswith(f"base: {trained.root / 'base'} on cpu")
     assert (
         lines[2]
-        == "router: reads the states entering layer 2 of 4; prompts shown templated, bare, framed, "
-        "framed2, framed3, fragment, fragment2"
+        == "router: reads the states entering layer 2 of 4; prompts shown templated, bare, "
+        "fragment, fragment2"
     )
     plan = [line.split() for line in lines]
     heading = ["domain", "train", "dev", "steps", "batch", "rate", "placement", "parameters"]
@@ -234,7 +234,8 @@ def test_route_prints_a_table(trained: Trained) -> None:
     assert lines[1].split()[0] == "red" and lines[1].strip().endswith("red item 1 2")
     assert lines[2].split()[0] == "sum"
     assert lines[3].startswith("1: scores: red ") and ", sum " in lines[3]
-    assert lines[4] == "1: threshold: none, the router never abstains"
+    assert lines[4].startswith("1: known score ") and ", made of evidence " in lines[4]
+    assert lines[5] == "1: threshold: none, the router never abstains"
 
 
 def test_a_long_prompt_leaves_the_numbers_whole(trained: Trained) -> None:

@@ -27,7 +27,7 @@ from asr.router import DEFAULT_ABSOLUTE_RIDGE, RouterSettings
         ({"expansion": 2.5}, "router.expansion is 2.5; it must be an integer, 0 or more"),
         ({"expansion_seed": -1}, "router.expansion_seed is -1; it must be an integer, 0 or more"),
         ({"abstain": 0.6}, "router.abstain is 0.6; it is a share of known prompts in 0 ... 0.5"
-         " (0 never abstains, 0.05 is the default)"),
+         " (0 never abstains, 0.07 is the default)"),
         ({"terms": ("evidence", "typical")}, "unknown term in router.terms 'typical' (did you mean"
          " 'typicality'?); there are: closeness, evidence, typicality"),
         ({"terms": ("evidence", "closeness")}, "router.terms is [evidence, closeness]; it is"
@@ -36,7 +36,7 @@ from asr.router import DEFAULT_ABSOLUTE_RIDGE, RouterSettings
          " router.terms to do without)"),
         ({"neighbours": 1.5}, "router.neighbours is 1.5; it must be an integer"),
         ({"abstain": -0.1}, "router.abstain is -0.1; it is a share of known prompts in 0 ... 0.5"
-         " (0 never abstains, 0.05 is the default)"),
+         " (0 never abstains, 0.07 is the default)"),
         ({"domain_weights": {"law": 0}}, "router.domain_weights['law'] is 0; it must be above 0"
          " (to leave a domain out, remove it)"),
         ({"domain_weights": {"law": None}}, "router.domain_weights['law'] is None; it must be a"
@@ -59,7 +59,7 @@ def test_refused(fields: dict[str, Any], message: str) -> None:
 def test_defaults() -> None:
     settings = RouterSettings()
     assert (settings.solver, settings.ridge, settings.expansion) == ("direct", None, 0)
-    assert settings.abstain == 0.05
+    assert settings.abstain == 0.07
     assert settings.terms == ("evidence", "typicality", "closeness")
     assert RouterSettings(solver="rls").rls_ridge == DEFAULT_ABSOLUTE_RIDGE == 1.0
     assert RouterSettings(solver="rls", absolute_ridge=3.0).rls_ridge == 3.0

@@ -78,9 +78,9 @@ def test_defaults() -> None:
             "ridge": None,
             "absolute_ridge": None,
             "expansion": 0,
-            "abstain": 0.01,
-            "views": ["templated", "bare", "framed", "framed2", "framed3"],
-            "background": 384,
+            "abstain": 0.07,
+            "views": ["templated", "bare", "fragment", "fragment2"],
+            "background": 128,
         },
         "training": {
             "epochs": 2,
@@ -309,17 +309,17 @@ PLACEMENTS = "'deep', 'all', 'dominant', {dominant: {...}} or {modules: [full mo
         (
             {"router": {"views": []}},
             "router.views: got [], expected a list of views (templated, bare, framed, framed2, "
-            "framed3)",
+            "framed3, fragment, fragment2)",
         ),
         (
             {"router": {"views": ["bare", "templatd"]}},
             "router.views: unknown view 'templatd' (did you mean 'templated'?); there are: bare, "
-            "framed, framed2, framed3, templated",
+            "fragment, fragment2, framed, framed2, framed3, templated",
         ),
         (
             {"training": {"views": "bare"}},
             "training.views: got 'bare', expected a list of views (templated, bare, framed, "
-            "framed2, framed3)",
+            "framed2, framed3, fragment, fragment2)",
         ),
         (
             {"router": {"views": ["bare", "bare"]}},

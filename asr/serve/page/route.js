@@ -25,8 +25,8 @@ function why(route) {
   if (route.route === "named") return "Named in the request; the router was not asked.";
   const { domain, score, margin, threshold } = route;
   if (route.route === "abstained") {
-    return `The router abstained: the best score, ${shown(score)} of ${domain}, is below the ` +
-      `threshold of ${shown(threshold)}. The base answers.`;
+    return `The router abstained: how well known it is, ${shown(score)}, is below the ` +
+      `threshold of ${shown(threshold)}. ${domain} is nearest. The base answers.`;
   }
   return margin === null
     ? "Chosen by the router: there is no other domain."
@@ -48,8 +48,8 @@ function figures({ score, margin, threshold, probability }) {
 function scores(route) {
   const sorted = Object.entries(route.scores).sort((one, two) => two[1] - one[1]);
   const top = sorted.slice(0, SHOWN);
-  // With a background class its score is taken off before the threshold is looked at, so that
-  // the threshold has no place on the bars.
+  // Whether a request is known is a score of its own, made of several terms; only where it is the
+  // best domain's score does the threshold have a place on the bars.
   const plain = Math.abs(route.scores[route.domain] - route.score) < 1e-6;
   const tick = plain && route.threshold !== null ? route.threshold : null;
   const values = [0, ...top.map(([, value]) => value), ...(tick === null ? [] : [tick])];
@@ -63,7 +63,7 @@ function scores(route) {
     make("ol", {}, ...top.map(([name, value]) => bar(name, value, route, tick, low, span))),
     left ? make("p", { class: "note" }, `and ${left} more, none above ${shown(sorted[SHOWN][1])}`) : null,
     tick === null ? null : make("p", { class: "note key" }, `threshold ${shown(tick)}`),
-    plain ? null : make("p", { class: "note" }, "The background's score is taken off before the threshold is looked at."),
+    plain ? null : make("p", { class: "note" }, "The bars say which domain; the score against the threshold says whether any."),
   );
 }
 

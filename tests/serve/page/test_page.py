@@ -132,8 +132,8 @@ def test_abstaining_is_explained(page: Page) -> None:
     page.answered()
     assert page.texts(".adapter strong") == ["base"] and page.texts(".kind") == ["abstained"]
     assert page.text(".why") == (
-        "The router abstained: the best score, 0.100 of red, is below the threshold of 0.500. "
-        "The base answers."
+        "The router abstained: how well known it is, 0.100, is below the threshold of 0.500. "
+        "red is nearest. The base answers."
     )
     assert page.all(".chosen") == []
 
@@ -185,7 +185,7 @@ def test_a_threshold_on_another_scale_has_no_mark(page: Page, engine: FakeEngine
     page.ask("anything")
     page.answered()
     assert page.all(".tick, .key") == []
-    assert page.text(".scores .note").startswith("The background's score is taken off")
+    assert page.text(".scores .note").startswith("The bars say which domain")
 
 
 def test_an_error_is_one_line_with_a_retry(page: Page, engine: FakeEngine) -> None:
