@@ -21,8 +21,10 @@ from asr.router.scoring import Scorer, Scores
 #: Shares of known prompts at which the abstain curve is drawn.
 CURVE_LEVELS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 
-#: From this share on, prompts of one domain that another one takes are reported.
+#: From this share on, prompts of one domain that another one takes are reported; of fewer held-out
+#: prompts than :data:`CONFUSED_PROMPTS` a share says little.
 CONFUSED = 0.05
+CONFUSED_PROMPTS = 10
 
 BlockTerms = dict[str, dict[str, Scores]]
 """Scores by class and view kind, prompts in the order of the block."""
@@ -199,6 +201,6 @@ def _confusions(domains: BlockScores, names: tuple[str, ...]) -> tuple[Confusion
         pairs += [
             Confusion(name, other, float(share), prompts)
             for other, share in zip(names, shares, strict=True)
-            if other != name and share >= CONFUSED
+            if other != name and share >= CONFUSED and prompts >= CONFUSED_PROMPTS
         ]
     return tuple(sorted(pairs, key=lambda pair: (-pair.share, pair.domain, pair.taken_by)))
