@@ -12,18 +12,25 @@ import numpy as np
 
 from asr.base.load import LoadedBase
 from asr.data.prompt import encode_prompt
-from asr.model.features import batches_by_length, pad_left, pool
+from asr.model.features import Forward, batches_by_length, pad_left, pool
 from asr.model.opening import make_forward
 from asr.router import FeatureMap
 from benchmarks.routing_prompts import Prompt
 
 
 def embed_layers(
-    base: LoadedBase, layers: Sequence[int], prompts: Sequence[Prompt], max_length: int = 1024
+    base: LoadedBase,
+    layers: Sequence[int],
+    prompts: Sequence[Prompt],
+    forward: Forward | None = None,
+    max_length: int = 1024,
 ) -> np.ndarray:
-    """Mean of the user's tokens as they enter each of ``layers``: (n, l, d) float32."""
+    """Mean of the user's tokens as they enter each of ``layers``: (n, l, d) float32.
+
+    ``forward`` is the split forward at the deepest of them; made here where it is not given.
+    """
     deepest = max(layers)
-    forward = make_forward(base, deepest, False)
+    forward = forward or make_forward(base, deepest, False)
     encoded = [
         encode_prompt(prompt, base.tokenizer, base.template, max_length, shorten=True)
         for prompt in prompts

@@ -41,6 +41,7 @@ from asr.atomic import write_json
 from asr.base.layers import default_router_layer
 from asr.base.load import load_base
 from asr.eval.routing.measures import auroc, matched_auroc
+from asr.model.opening import make_forward
 from benchmarks.interleaved import machine
 from benchmarks.kept_rows import SIDES, KeptRows
 from benchmarks.layer_features import embed_layers, side_by_side
@@ -305,8 +306,11 @@ def main() -> None:
             for name, sides in entering.items()
         }
 
+        forward = make_forward(base, max(some), False)
+
         def make(given: list[Any]) -> np.ndarray:
-            return side_by_side(embed_layers(base, some, given)[:, None], range(len(some)))[:, 0]
+            found = embed_layers(base, some, given, forward)
+            return side_by_side(found[:, None], range(len(some)))[:, 0]
 
         return Source(joined, side_by_side(free_states[:, None], chosen)[:, 0], make)
 
