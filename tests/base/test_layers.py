@@ -107,7 +107,7 @@ def test_the_layers_are_the_ones_that_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [(30, 4), (32, 5), (28, 4), (12, 2), (4, 2), (3, 2), (80, 11)]
+    ("layers", "expected"), [(30, 8), (32, 8), (28, 7), (12, 3), (4, 2), (3, 2), (80, 20)]
 )
 def test_default_router_layer(layers: int, expected: int) -> None:
     assert default_router_layer(layers) == expected
