@@ -12,6 +12,8 @@ the recursion's state, so any order and batching of ``partial_fit`` gives the cl
 ``fit`` (to rounding: 1e-9). A class that comes again is no special case: adding to its sums is
 GACL's split into exposed and unexposed classes (arXiv 2403.15706).
 
+Parameters that are changed after a fit hold from the next one.
+
 Left out on purpose: weights frozen when rows arrive (L3A), which depend on the order; per-sample
 weights; multi-label targets.
 """
@@ -20,7 +22,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -59,7 +64,8 @@ class AnalyticRouter(Estimator):  # type: ignore[misc]  # scikit-learn has no ty
         prototypes: P columns per class, of which the largest wins. Rows are dealt to them by the
             largest of P fixed random projections: no clustering, so that no order can matter.
         held_out: share of the rows, chosen by a hash of their content, that calibrates
-            ``predict_proba`` and is not learned from; at most 2,048 of them are kept.
+            ``predict_proba`` and is not learned from; at most 2,048 of them, the rest is learned
+            from. A class that has held-out rows only learns from them.
 
     Attributes:
         classes_: (K,) labels in sorted order.
@@ -195,6 +201,15 @@ class AnalyticRouter(Estimator):  # type: ignore[misc]  # scikit-learn has no ty
             raise ValueError("solver 'rls' counts every row once; class_weight needs 'direct'")
 
 
+@dataclass(frozen=True)
+class _HeldRow:
+    """A row held out, its label, and how often it came with that label."""
+
+    row: Float64Array
+    label: Any
+    count: int
+
+
 class _State:
     """What is kept of the rows: sums per class, or the recursion; and the held-out rows."""
 
@@ -211,7 +226,7 @@ class _State:
             else None
         )
         self.columns: dict[tuple[Any, int], int] = {}
-        self.kept: dict[bytes, tuple[Float64Array, Any]] = {}
+        self.kept: dict[tuple[bytes, str], _HeldRow] = {}
         self.solved: tuple[Float64Array, NDArray[np.int64], float] | None = None
 
     def classes(self) -> NDArray[Any]:
@@ -224,12 +239,14 @@ class _State:
         for start in range(0, len(rows), BLOCK_ROWS):
             block = plain_block(rows[start : start + BLOCK_ROWS])
             own = np.array(labels[start : start + BLOCK_ROWS].tolist(), dtype=object)
-            learned = ~self._hold_out(block, own)
+            held = self._hold_out(block, own)
             features, dealt = self._features(block)
             for label in dict.fromkeys(own.tolist()):
-                self.counts[label] = self.counts.get(label, 0) + int((own == label).sum())
-                mine = learned & np.array([other == label for other in own])
+                of_label = np.asarray(own == label)
+                self.counts[label] = self.counts.get(label, 0) + int(of_label.sum())
+                mine = of_label & ~held
                 self._learn(label, features[mine], dealt[mine])
+            self._let_go()
 
     def _features(self, block: Float64Array) -> tuple[Float64Array, NDArray[np.int64]]:
         """(m, E) features of rows, and the prototype that each is dealt to."""
@@ -258,16 +275,24 @@ class _State:
             digest = hashlib.sha256(row.tobytes()).digest()[:8]
             if int.from_bytes(digest, "big") < self.settings.held_out * 2**64:
                 held[place] = True
-                self.kept[digest] = (row, labels[place])
-        while len(self.kept) > HELD_OUT_ROWS:
-            del self.kept[max(self.kept)]
+                key = (digest, repr(labels[place]))
+                before = self.kept.get(key)
+                count = 1 if before is None else before.count + 1
+                self.kept[key] = _HeldRow(row, labels[place], count)
         return held
+
+    def _let_go(self) -> None:
+        """Learn from the held-out rows beyond the lowest hashes after all."""
+        for key in sorted(self.kept)[HELD_OUT_ROWS:]:
+            gone = self.kept.pop(key)
+            self._learn(gone.label, *self._features(np.repeat(gone.row[None], gone.count, axis=0)))
 
     def solution(self) -> tuple[Float64Array, NDArray[np.int64], float]:
         """W, the owners of its columns, and the temperature; solved when first asked for."""
         if self.solved is None:
             whole = self._with_every_class()
             weights, owners = whole._solve()
+            _warn_of_twins(weights, owners, self.classes())
             self.solved = weights, owners, self._temperature(weights, owners)
         return self.solved
 
@@ -280,9 +305,9 @@ class _State:
             return self
         whole = copy.deepcopy(self)
         for label in missing:
-            rows = [row for _, (row, own) in sorted(self.kept.items()) if own == label]
-            if rows:
-                block = np.stack(rows)
+            held = [own for _, own in sorted(self.kept.items()) if own.label == label]
+            if held:
+                block = np.repeat([own.row for own in held], [own.count for own in held], axis=0)
                 whole._learn(label, *self._features(block))
         return whole
 
@@ -331,10 +356,11 @@ class _State:
     def _temperature(self, weights: Float64Array, owners: NDArray[np.int64]) -> float:
         if not self.kept:
             return 1.0
-        kept = [self.kept[digest] for digest in sorted(self.kept)]
+        kept = [self.kept[key] for key in sorted(self.kept)]
         order = {label: index for index, label in enumerate(self.classes().tolist())}
-        scores = self.scores(np.stack([row for row, _ in kept]), weights, owners)
-        return fit_temperature(scores, np.array([order[label] for _, label in kept]))
+        scores = self.scores(np.stack([own.row for own in kept]), weights, owners)
+        labels = np.array([order[own.label] for own in kept])
+        return fit_temperature(scores, labels, np.array([float(own.count) for own in kept]))
 
 
 def plain_block(block: Any) -> Float64Array:
@@ -342,3 +368,19 @@ def plain_block(block: Any) -> Float64Array:
     if hasattr(block, "detach"):
         block = block.detach().to("cpu").double().numpy()
     return np.ascontiguousarray(block, dtype=np.float64)
+
+
+def _warn_of_twins(weights: Float64Array, owners: NDArray[np.int64], classes: NDArray[Any]) -> None:
+    """Warn where two classes have the same columns: nothing in their rows tells them apart."""
+    sizes = np.linalg.norm(weights, axis=0)
+    order = np.argsort(sizes, kind="stable")
+    for one, two in pairwise(order):
+        close = np.linalg.norm(weights[:, one] - weights[:, two]) <= 1e-9 * sizes[two]
+        if close and owners[one] != owners[two]:
+            first, second = sorted((owners[one], owners[two]))
+            warnings.warn(
+                f"classes {classes[first]!r} and {classes[second]!r} have the same rows: they"
+                " cannot be told apart",
+                UserWarning,
+                stacklevel=5,
+            )

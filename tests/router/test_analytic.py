@@ -85,6 +85,42 @@ def test_any_order_and_batching_is_one_fit(
     np.testing.assert_array_equal(parts.predict(PROBES), whole.predict(PROBES))
 
 
+def test_rows_under_two_labels_and_many_held_out_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order plays no part where a row comes under two labels, or more are held out than kept."""
+    monkeypatch.setattr("asr.router.analytic.HELD_OUT_ROWS", 40)
+    again = X[Y == "a"]
+    data, labels = np.concatenate([X, again]), np.concatenate([Y, np.full(len(again), "b")])
+    orders = [np.arange(len(data)), np.arange(len(data))[::-1], np.argsort(data[:, 0])]
+    made = [AnalyticRouter(held_out=0.3) for _ in orders]
+    for router, order in zip(made, orders, strict=True):
+        for part in np.array_split(order, 5):
+            router.partial_fit(data[part], labels[part])
+    shares = [router.predict_proba(PROBES) for router in made]
+    np.testing.assert_allclose(shares[1], shares[0], atol=1e-6)
+    np.testing.assert_allclose(shares[2], shares[0], atol=1e-6)
+    learned = sum(own.prompts for own in made[0]._state.sums.values())
+    held = sum(own.count for own in made[0]._state.kept.values())
+    assert (learned + held, len(made[0]._state.kept)) == (len(data), 40)
+
+
+def test_revisited_classes_are_gacls_decomposition() -> None:
+    """GACL (arXiv 2403.15706): weights of exposed classes move by the new rows, new ones appear."""
+    features = np.concatenate([X, np.ones((len(X), 1))], axis=1)
+    old, new = Y < "c", Y >= "b"  # "b" is revisited
+    first, second = features[old], features[new]
+    ridge = 0.5
+    inverse = np.linalg.inv(first.T @ first + ridge * np.eye(10))
+    weights = inverse @ first.T @ (Y[old][:, None] == np.array(["a", "b"]))
+    inverse = np.linalg.inv(np.linalg.inv(inverse) + second.T @ second)
+    exposed = Y[new][:, None] == np.array(["a", "b"])
+    unexposed = Y[new][:, None] == np.array(["c", "d"])
+    moved = weights - inverse @ second.T @ second @ weights + inverse @ second.T @ exposed
+    expected = np.concatenate([moved, inverse @ second.T @ unexposed], axis=1)
+    router = AnalyticRouter(solver="rls", ridge=ridge, held_out=0)
+    router.partial_fit(X[old], Y[old]).partial_fit(X[new], Y[new])
+    assert np.linalg.norm(router.coef_ - expected) <= 1e-9 * np.linalg.norm(expected)
+
+
 def test_recursion_equals_the_direct_solve_at_an_absolute_ridge() -> None:
     recursive = AnalyticRouter(solver="rls", ridge=2.0, held_out=0).fit(X, Y)
     features = np.concatenate([X, np.ones((len(X), 1))], axis=1)
@@ -176,6 +212,8 @@ def test_one_row_for_each_class() -> None:
 
 def test_same_data_in_two_classes_cannot_be_told_apart() -> None:
     router = AnalyticRouter(held_out=0).fit(np.concatenate([X, X]), np.repeat([0, 1], len(X)))
+    with pytest.warns(UserWarning, match="have the same rows: they cannot be told apart"):
+        router.decision_function(PROBES)
     np.testing.assert_allclose(router.decision_function(PROBES), 0.0, atol=1e-9)
     np.testing.assert_allclose(router.predict_proba(PROBES), 0.5, atol=1e-9)
 
