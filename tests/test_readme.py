@@ -69,6 +69,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     for name in ("banking", "sql"):
         (tmp_path / f"{name}.test.jsonl").write_text(rows(f"{name} test", 4))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "banking 3"}\n{"prompt": "sql 4"}\n')
+    (tmp_path / "questions.jsonl").write_text(
+        '{"domain": "sql", "prompt": "sql 3"}\n{"domain": "none", "prompt": "a poem"}\n'
+    )
     yield tmp_path
 
 
